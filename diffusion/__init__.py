@@ -1,0 +1,1 @@
+"""Second floor: diffusion itself. It may import vae and lab."""

@@ -1,0 +1,35 @@
+"""A denoiser and the text encoder that conditions it: what is trained, averaged and sampled from."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.condition import Cond
+from diffusion.denoiser import Denoiser
+from diffusion.parameterization import Scales
+from lab.text.clip import ClipText
+
+
+class TextToImage(nn.Module):
+    """A denoiser with its text encoder.
+
+    Args:
+        denoiser: (x_t, t, cond) -> x0_hat.
+        text: prompts to token states; trained with the denoiser unless its parameters are frozen.
+    """
+
+    def __init__(self, denoiser: Denoiser, text: ClipText) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.text = text
+
+    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, Scales]:
+        """Give the network's own output for (b, c, h, w) states, (b,) times and (b, l) token ids; the pass that is trained."""
+        return self.denoiser.predict(x_t, t, Cond(*self.text(ids)))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Encode prompts; the empty prompt is the null condition."""
+        ids = self.text.tokenize(prompts).to(next(self.parameters()).device)
+        return Cond(*self.text(ids))

@@ -1,0 +1,1 @@
+"""Ground floor: what every experiment stands on. It imports none of the other floors."""

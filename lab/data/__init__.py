@@ -1,0 +1,1 @@
+"""Where samples come from: sources, the loader, and what checks them."""

@@ -1,0 +1,96 @@
+"""From sample slots to batches: a position in, the same batch out, whatever the number of workers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lab.data.source import Sample, Source
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of consecutive slots.
+
+    Attributes:
+        images: (b, 3, H, W) float32 in [-1, 1].
+        captions: b texts.
+        slots: b sample slots; all randomness about a sample is keyed by its slot.
+        ids: b names, for messages.
+        seed: the run's seed.
+    """
+
+    images: Tensor
+    captions: tuple[str, ...]
+    slots: tuple[int, ...]
+    ids: tuple[str, ...]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def with_images(self, images: Tensor) -> "Batch":
+        """Give the same batch with its images elsewhere (another device or layout)."""
+        return replace(self, images=images)
+
+
+class _Slots(Dataset[tuple[int, Sample]]):
+    """A source seen as a map from slots to samples."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.seed = source, seed
+
+    def __getitem__(self, slot: int) -> tuple[int, Sample]:
+        return slot, self.source.sample(self.seed, slot)
+
+
+class Loader:
+    """Batches of a source from any slot on.
+
+    Args:
+        source: gives the sample of a slot.
+        seed: the run's seed.
+        workers: processes that prepare batches ahead; 0 prepares them in this one.
+    """
+
+    def __init__(self, source: Source, seed: int, workers: int = 0) -> None:
+        self.source, self.seed, self.workers = source, seed, workers
+
+    def batches(self, start: int, sizes: Sequence[int]) -> Iterator[Batch]:
+        """Give batches for ever: of ``sizes[0]`` slots from ``start`` on, then ``sizes[1]``, and so on round and round."""
+        return iter(
+            DataLoader(
+                _Slots(self.source, self.seed),
+                batch_sampler=_Windows(start, sizes),
+                num_workers=self.workers,
+                collate_fn=self._collate,
+                prefetch_factor=4 if self.workers else None,
+            )
+        )
+
+    def batch(self, slots: Sequence[int]) -> Batch:
+        """Give the batch of these slots."""
+        return self._collate([(slot, self.source.sample(self.seed, slot)) for slot in slots])
+
+    def _collate(self, items: list[tuple[int, Sample]]) -> Batch:
+        slots, samples = zip(*items, strict=True)
+        images = torch.stack([sample.image for sample in samples])
+        return Batch(
+            images, tuple(s.caption for s in samples), tuple(slots), tuple(s.id for s in samples), self.seed
+        )
+
+
+class _Windows:
+    """Consecutive windows of slots, of sizes that repeat."""
+
+    def __init__(self, start: int, sizes: Sequence[int]) -> None:
+        self.start, self.sizes = start, sizes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        slot = self.start
+        while True:
+            for size in self.sizes:
+                yield list(range(slot, slot + size))
+                slot += size

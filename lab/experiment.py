@@ -1,0 +1,66 @@
+"""One experiment: everything that a run is told, in one typed tree."""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from pydantic import Field
+
+from lab.config import Config, diff
+from lab.data.shapes import ShapesConfig
+from lab.runtime import RuntimeConfig
+from lab.text.clip import ClipConfig
+from lab.training.trainer import TrainConfig
+
+StageConfig = TypeVar("StageConfig", bound=Config)
+
+FREE = ("name", "runtime", "evaluate", "stage.sampling", "train")  # what may change between two halves of a run ...
+BOUND = ("train.batch", "train.ema")  # ... except these, which the state of a run depends on
+
+
+class EvaluateConfig(Config):
+    """What is measured while a run trains.
+
+    Attributes:
+        every_steps: period; 0 for never.
+        num: prompts per kind.
+        kinds: prompt lists of the data, judged by its verifier.
+    """
+
+    every_steps: int = Field(0, ge=0)
+    num: int = Field(64, ge=1)
+    kinds: tuple[str, ...] = ("single", "pair")
+
+
+class Experiment(Config, Generic[StageConfig]):
+    """Everything that a run is told.
+
+    Attributes:
+        name: of the run's folder under runs/.
+        seed: of everything random.
+        stage: what is trained.
+        data: what it is trained on.
+        text: how captions are encoded.
+        train: how long and how.
+        evaluate: what is measured on the way.
+        runtime: where.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(0, ge=0)
+    stage: StageConfig
+    data: ShapesConfig = ShapesConfig()
+    text: ClipConfig = ClipConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+def identity_changes(old: Config, new: Config) -> Sequence[str]:
+    """Give the differences that make ``new`` another experiment than ``old``, as "key: old -> new" lines."""
+
+    def is_free(line: str) -> bool:
+        key = line.split(":", 1)[0]
+        under = [key == root or key.startswith(f"{root}.") for root in FREE]
+        return any(under) and not any(key == root or key.startswith(f"{root}.") for root in BOUND)
+
+    return [line for line in diff(old, new) if not is_free(line)]

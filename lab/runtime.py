@@ -1,0 +1,125 @@
+"""Where and how a run computes: device, precision, threads, processes. One object, also for one process.
+
+Nothing else in the house chooses a device, a number type or a number of threads.
+"""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lab.config import Config
+from lab.errors import Refused
+from lab.layers import ResidualBlock, Transformer
+
+Precision = Literal["fp32", "bf16"]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class RuntimeConfig(Config):
+    """Where to compute. Nothing here changes what is computed beyond rounding.
+
+    Attributes:
+        device: "auto" takes CUDA, else Apple's MPS, else the CPU.
+        precision: of the network's inner products; weights, norms, softmax and losses stay fp32. "auto" is measured once when a run starts and
+            written into its configuration.
+        channels_last: memory layout of feature maps; "auto" is measured with the precision.
+        threads: CPU threads; 0 leaves torch's own choice. Results on the CPU are bit-equal only at equal threads.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+    threads: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device, number type and processes of this run.
+
+    Attributes:
+        device: where models and batches live.
+        precision: see ``RuntimeConfig``.
+        channels_last: whether feature maps have their channels last in memory.
+        rank, world: this process and their number.
+    """
+
+    device: torch.device
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Give the context in which networks run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def place(self, module: Module) -> Module:
+        """Move a module to the device, in the memory layout of this run."""
+        if self.channels_last:
+            return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return module.to(self.device)
+
+    def batch(self, images: Tensor) -> Tensor:
+        """Move (b, c, h, w) images to the device, in the memory layout of this run."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+
+
+def resolve(config: RuntimeConfig) -> RuntimeConfig:
+    """Replace "auto" precision and layout by what measures fastest here; the device stays as asked, so that a run can move."""
+    device = _device(config.device)
+    if config.precision != "auto" and config.channels_last != "auto":
+        return config
+    precisions: list[Precision] = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
+    layouts = [False, True] if config.channels_last == "auto" else [config.channels_last]
+    runtimes = [Runtime(device, precision, layout) for precision in precisions for layout in layouts]
+    fastest = min(runtimes, key=_step_seconds)
+    return config.model_copy(update={"precision": fastest.precision, "channels_last": fastest.channels_last})
+
+
+def start(config: RuntimeConfig) -> Runtime:
+    """Set the number of threads and give the runtime of a resolved configuration.
+
+    Raises:
+        Refused: the device is not there, or something is still "auto".
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.precision == "auto" or config.channels_last == "auto":
+        config = resolve(config)
+    assert config.precision != "auto" and config.channels_last != "auto"
+    return Runtime(_device(config.device), config.precision, config.channels_last)
+
+
+def _device(name: str) -> torch.device:
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, here in present.items() if here)
+    if not present[name]:
+        raise Refused(f"runtime.device={name}: torch sees no such device here; use runtime.device=auto or cpu")
+    return torch.device(name)
+
+
+def _step_seconds(runtime: Runtime, width: int = 128, batch: int = 16, repeats: int = 5) -> float:
+    """Median time of a forward and backward pass of a small typical network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = runtime.place(ResidualBlock(width, width, 0))
+        mixer = runtime.place(Transformer(width, 4, None))
+        images = runtime.batch(torch.randn(batch, width, 8, 8))
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        with runtime.autocast():
+            result = mixer(block(images), None, None)
+        result.float().square().mean().backward()
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return median(times[1:])

@@ -1,0 +1,43 @@
+"""Files that are there whole or not at all, also after a crash or a power cut.
+
+A file is written beside its place, flushed to the disk and renamed into it; then the folder is flushed, since the
+rename lives there. What a file holds is the business of its owner.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+from lab.errors import StorageFailed
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, replacing what is there; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        StorageFailed: the folder cannot be made, or the disk is full or refuses; the old file is still there.
+    """
+    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageFailed(f"{path}: cannot be written: {reason}; free some space or choose another folder") from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder so that the names in it survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""The one trainer and what it stands on: stages, optimizer, averaging, checkpoints, signals."""

@@ -1,0 +1,73 @@
+"""The tensors of a training state, by name: what a checkpoint stores and a resume takes back, strictly."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lab.errors import Refused
+from lab.training.ema import Average
+
+Players = Mapping[str, nn.Module]
+Optimizers = Mapping[str, torch.optim.Optimizer]
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def take(players: Players, optimizers: Optimizers, averages: Sequence[Average]) -> Tensors:
+    """Give every tensor of the state as file stem -> name -> tensor."""
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "model": {f"{name}.{key}": value for name, player in players.items() for key, value in player.state_dict().items()},
+        "optim": {
+            f"{key}.{moment}": value
+            for key, parameter, optimizer in _trainable(players, optimizers)
+            for moment, value in optimizer.state[parameter].items()
+        },
+    }
+    for average in averages:
+        tensors[average_name(average.length)] = average.module.state_dict()
+    return tensors
+
+
+def restore(tensors: Tensors, players: Players, optimizers: Optimizers, averages: Sequence[Average]) -> None:
+    """Copy every tensor back where it belongs.
+
+    Raises:
+        Refused: one is missing, left over or of another shape.
+    """
+    try:
+        for name, player in players.items():
+            prefix = f"{name}."
+            own = {k.removeprefix(prefix): v for k, v in tensors["model"].items() if k.startswith(prefix)}
+            player.load_state_dict(own, strict=True)
+        for average in averages:
+            average.module.load_state_dict(dict(tensors[average_name(average.length)]), strict=True)
+        _restore_moments(dict(tensors["optim"]), players, optimizers)
+    except (KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise Refused(f"the checkpoint does not fit this configuration ({first}); use the run's own configuration") from error
+
+
+def average_name(length: float) -> str:
+    """Name the file of an average."""
+    return f"ema_{length:.3f}"
+
+
+def _trainable(players: Players, optimizers: Optimizers) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
+    for name, player in players.items():
+        for key, parameter in player.named_parameters():
+            if parameter.requires_grad:
+                yield f"{name}.{key}", parameter, optimizers[name]
+
+
+def _restore_moments(moments: dict[str, Tensor], players: Players, optimizers: Optimizers) -> None:
+    for key, parameter, optimizer in _trainable(players, optimizers):
+        saved = {moment: moments.pop(f"{key}.{moment}") for moment in MOMENTS}
+        # empty_like keeps the parameter's memory layout, which safetensors does not.
+        optimizer.state[parameter] = {
+            moment: value.to(parameter.device) if moment == "step" else torch.empty_like(parameter).copy_(value)
+            for moment, value in saved.items()
+        }
+    if moments:
+        raise KeyError(f"the optimizer's {next(iter(moments))} belongs to nothing")

@@ -1,0 +1,181 @@
+"""From a configuration to the objects that do the work, for all scripts.
+
+Imported inside the scripts' ``main``, after the arguments are read: it brings in torch.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.pipeline import Pipeline, Request, SamplingConfig
+from diffusion.stage import DiffusionConfig, DiffusionStage, build
+from lab import config as configuration
+from lab import runtime as runtimes
+from lab.data.loader import Loader
+from lab.data.shapes import Shapes, prompts
+from lab.errors import Refused
+from lab.evaluation.prompt_accuracy import accuracy
+from lab.experiment import Experiment
+from lab.rundir import RunDir
+from lab.runtime import Runtime
+from lab.text.clip import vocabulary
+from lab.training import checkpoint
+from lab.training.snapshot import average_name
+from lab.training.trainer import Trainer
+from vae.codec import Pixels
+
+DiffusionExperiment = Experiment[DiffusionConfig]
+
+
+def load(path: Path, overrides: Sequence[str]) -> DiffusionExperiment:
+    """Read an experiment from a preset or a run's own configuration."""
+    return configuration.load(path, overrides, DiffusionExperiment)
+
+
+def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = None) -> DiffusionExperiment:
+    """Fill in what is found out once per run: precision, layout, and the words of the data.
+
+    Args:
+        asked: an experiment that may leave them open.
+        known: the run's own configuration, whose findings are taken over.
+    """
+    if known is not None:
+        runtime = asked.runtime.model_copy(
+            update={k: getattr(known.runtime, k) for k in ("precision", "channels_last") if getattr(asked.runtime, k) == "auto"}
+        )
+        words = asked.text.vocabulary or known.text.vocabulary
+    else:
+        runtime = runtimes.resolve(asked.runtime)
+        words = asked.text.vocabulary or vocabulary(Shapes(asked.data).captions())
+    text = asked.text.model_copy(update={"vocabulary": words})
+    return asked.model_copy(update={"runtime": runtime, "text": text})
+
+
+def stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
+    """Build the stage of a completed experiment, with fresh weights."""
+    codec, config = Pixels(), experiment.stage
+    factor = codec.factor * config.unet.factor
+    if experiment.data.size % factor:
+        raise Refused(
+            f"data.size={experiment.data.size} is not divisible by {factor}, the network's factor (stage.unet.patch, doubled by every level below "
+            "the first): change one of them"
+        )
+    return DiffusionStage(config, build(config, experiment.text, codec, experiment.seed), codec, experiment.data.size, runtime)
+
+
+def trainer(experiment: DiffusionExperiment, rundir: RunDir) -> Trainer:
+    """Build the trainer of a completed experiment in its opened run directory."""
+    runtime = runtimes.start(experiment.runtime)
+    rundir.record_process(str(runtime.device), torch.get_num_threads())
+    source = Shapes(experiment.data)
+    made = stage(experiment, runtime)
+    return Trainer(
+        stage=made,
+        loader=Loader(source, experiment.seed, experiment.train.workers),
+        runtime=runtime,
+        rundir=rundir,
+        config=experiment.train,
+        facts={
+            "run_id": rundir.run_id,
+            "config_sha256": hashlib.sha256(configuration.dump(experiment).encode()).hexdigest(),
+            "data": source.fingerprint,
+            "threads": torch.get_num_threads(),
+            "precision": runtime.precision,
+            **{k: v for k, v in rundir.environment()["processes"][-1].items() if k in ("commit", "dirty", "packages")},
+        },
+        evaluators=[PromptAccuracy(experiment, made)] if experiment.evaluate.every_steps else [],
+    )
+
+
+def describe(trainer: Trainer, path: Path) -> str:
+    """Say in one line what is about to be trained."""
+    sizes = ", ".join(f"{name} {sum(p.numel() for p in player.parameters()):,}" for name, player in trainer.stage.players.items())
+    runtime, config = trainer.runtime, trainer.config
+    return (
+        f"{path}: step {trainer.step} of {config.steps}, batch {config.batch}; parameters: {sizes}; {runtime.device.type}, {runtime.precision}, "
+        f"{torch.get_num_threads()} threads"
+    )
+
+
+class PromptAccuracy:
+    """The share of prompts that the averaged model obeys, on fixed prompts and noise.
+
+    Args:
+        experiment: says how many prompts of which kinds, and how often.
+        stage: draws the images.
+    """
+
+    def __init__(self, experiment: DiffusionExperiment, stage: DiffusionStage) -> None:
+        self.every_steps = experiment.evaluate.every_steps
+        self.stage = stage
+        self.prompts = {kind: prompts(kind, experiment.evaluate.num, seed=1) for kind in experiment.evaluate.kinds}
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        """Give accuracy/<kind> and its attributes."""
+        figures: dict[str, float] = {}
+        for kind, texts in self.prompts.items():
+            requests = [Request(text, number) for number, text in enumerate(texts)]
+            chunks = self.stage.pipeline(model).draw(requests, 0, self.stage.config.sampling)
+            found = accuracy((image for chunk in chunks for image in chunk), texts)
+            figures |= {f"accuracy/{kind}/{name}": share.value for name, share in found.items()}
+        return figures
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, ready to draw, and where it came from.
+
+    Attributes:
+        pipeline: draws images.
+        experiment: the run's own configuration.
+        run: its directory, for reading.
+        origin: run id, hash of the checkpoint, step and which weights: a part of every image's recipe.
+    """
+
+    pipeline: Pipeline
+    experiment: DiffusionExperiment
+    run: RunDir
+    origin: Mapping[str, str | int]
+
+
+def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
+    """Load a run's model from its newest good checkpoint, or from a named one.
+
+    Raises:
+        Refused: not a run, no such checkpoint, or a broken one that was asked for by name.
+        BadData: every checkpoint is broken.
+    """
+    run = RunDir.view(path)
+    experiment = load(run.config_path, [])
+    folder = run.checkpoints / checkpoint_name if checkpoint_name else checkpoint.latest(run.checkpoints)
+    if folder is None or not folder.is_dir():
+        have = ", ".join(sorted(f.name for f in run.checkpoints.glob("step-*"))) or "none yet"
+        raise Refused(f"{path}: no checkpoint {checkpoint_name or ''} there (found: {have}); train it with scripts/train.py --resume {path}")
+    runtime = runtimes.start(experiment.runtime)
+    made = stage(experiment, runtime)
+    saved = checkpoint.load(folder)
+    tensors = saved.tensors[average_name(experiment.train.ema[0])] if weights == "ema" else _player(saved.tensors["model"])
+    model = made.players["model"]
+    try:
+        model.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise Refused(f"{folder} does not fit {run.config_path} ({str(error).splitlines()[-1].strip()})") from error
+    origin = {"run": run.run_id, "checkpoint": checkpoint.identity(folder), "step": saved.state["step"], "weights": weights}
+    return Trained(made.pipeline(runtime.place(model).eval()), experiment, run, origin)
+
+
+def _player(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> SamplingConfig:
+    """Give the run's own sampler settings with some of them changed.
+
+    Raises:
+        Refused: an unknown sampler or a value that cannot be.
+    """
+    return configuration.parse({**experiment.stage.sampling.model_dump(mode="json"), **changes}, SamplingConfig, "sampler settings")

@@ -1,0 +1,86 @@
+"""The whole path in one command: train on the Shapes world, draw, evaluate, and show what came out.
+
+    python scripts/demo.py                     # runs/demo from configs/shapes.yaml
+    python scripts/demo.py --quick             # a few steps of everything, to see that it works
+
+A second call goes on where the first was, or prints the finished table. Nothing is downloaded.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.entry import EXIT_CODES, run
+
+PROMPTS = (
+    "a red circle",
+    "a small black ring",
+    "a blue square",
+    "a pink diamond",
+    "a red circle left of a blue square",
+    "a green triangle above an orange ring",
+    "there is a cyan cross which is below a black diamond",
+    "a picture of a yellow square right of a pink circle",
+    "below an orange cross there is a blue ring",
+    "we see a black triangle above a red square",
+    "in the picture a pink cross sits left of a green circle",
+    "",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the run's folder (default runs/demo)")
+    parser.add_argument("--quick", action="store_true", help="a few steps and pictures only")
+    options = parser.parse_args(argv)
+    import json
+
+    from scripts import sample, train
+
+    folder, summary = options.run, options.run / "summary.json"
+    if not summary.exists():
+        resume = ["--resume", str(folder)] if (folder / "config.yaml").exists() else ["configs/shapes.yaml", "--run", str(folder)]
+        quick = ["train.steps=20", "train.optimizer.warm_up=5"] if options.quick and resume[0] != "--resume" else []
+        if code := train.main([*resume, *quick]):
+            return code
+        sample.main([str(folder), *PROMPTS, "--num", "2" if options.quick else "4", "--out", str(folder / "demo")])
+        _measure(folder, summary, 10 if options.quick else 500)
+    _report(folder, json.loads(summary.read_text()))
+    return 0
+
+
+def _measure(folder: Path, summary: Path, num: int) -> None:
+    import json
+
+    from lab.storage import write_whole
+    from lab.training import checkpoint
+    from scripts import assemble, measure
+
+    trained = assemble.trained(folder)
+    sampling = trained.experiment.stage.sampling
+    newest = checkpoint.latest(trained.run.checkpoints)
+    assert newest is not None
+    facts = {
+        "train_seconds": round(checkpoint.load(newest).state["seconds"], 1),
+        "images_seen": checkpoint.load(newest).state["seen"],
+        "num_parameters": sum(p.numel() for p in trained.pipeline.model.parameters()),
+        "images_per_second": round(measure.images_per_second(trained, sampling), 1),
+    }
+    figures = measure.everything(trained, sampling, num)
+    write_whole(summary, (json.dumps({**facts, **figures}, indent=2) + "\n").encode())
+
+
+def _report(folder: Path, summary: dict[str, object]) -> None:
+    from scripts import measure
+
+    print(measure.table(summary))
+    print(
+        f"{summary['num_parameters']:,} parameters; trained {summary['train_seconds']} s on {summary['images_seen']:,} images; "
+        f"draws {summary['images_per_second']} images/s"
+    )
+    print(f"pictures:    {folder / 'demo' / 'grid.png'}\nfigures:     {folder / 'summary.json'}\ntensorboard: tensorboard --logdir {folder / 'tb'}")
+
+
+if __name__ == "__main__":
+    run(main)

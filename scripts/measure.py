@@ -1,0 +1,102 @@
+"""The figures of a text-to-image run on the Shapes world, from one generation pass per prompt list."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.pipeline import Request, SamplingConfig
+from lab.data.shapes import Shapes, ShapesConfig, prompts, prompts_hash
+from lab.evaluation.distances import distances
+from lab.evaluation.diversity import diversity
+from lab.evaluation.features import EfficientNetLite0, extract
+from lab.evaluation.prompt_accuracy import accuracy
+from lab.images import from_uint8, to_uint8
+from scripts.assemble import Trained
+
+KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
+PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds
+OPEN_PROMPT = "a red circle"
+
+
+def everything(trained: Trained, sampling: SamplingConfig, num: int, *, with_distances: bool = True) -> dict[str, Any]:
+    """Measure prompt accuracy, diversity and distances.
+
+    Args:
+        trained: the run's model.
+        sampling: how pictures are drawn.
+        num: prompts per kind; "pair" and the diversity prompt get twice as many.
+        with_distances: whether to compare with held-out pictures, which needs the extra "evaluate".
+
+    Returns:
+        JSON values, the same for the same checkpoint, settings and machine.
+    """
+    lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in KINDS}
+    figures: dict[str, Any] = {
+        "origin": dict(trained.origin),
+        "sampling": sampling.model_dump(mode="json"),
+        "prompts": {"seed": PROMPT_SEED, "hash": prompts_hash([text for texts in lists.values() for text in texts])},
+        "prompt_accuracy": {},
+    }
+    for kind, texts in lists.items():
+        images = _draw(trained, [Request(text, number) for number, text in enumerate(texts)], sampling, kind)
+        shares = {name: asdict(share) for name, share in accuracy(images, texts).items()}
+        figures["prompt_accuracy"][kind] = {**shares.pop("right"), "attributes": shares}
+        if kind == "pair" and with_distances:
+            figures["distances"] = _distances(images, trained.experiment.data)
+    images = _draw(trained, [Request(OPEN_PROMPT, number) for number in range(2 * num)], sampling, OPEN_PROMPT)
+    spread = diversity(images, OPEN_PROMPT)
+    figures["diversity"] = {"prompt": OPEN_PROMPT, **{name: asdict(openness) for name, openness in spread.items()}}
+    return figures
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """Lay the figures out for a terminal."""
+    rows = ["", f"{'prompt accuracy':<28}{'right':>7}  {'95 % interval':<15}{'n':>5}   attributes"]
+    for kind, share in figures["prompt_accuracy"].items():
+        parts = "  ".join(f"{name} {part['value']:.3f}" for name, part in share["attributes"].items())
+        rows.append(f"{kind:<28}{share['value']:>7.3f}  {share['low']:.3f} - {share['high']:.3f}  {share['n']:>5}   {parts}")
+    for figure in figures.get("distances", []):
+        notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
+        rows.append(f"{figure['name']}: {figure['value']:.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]  n {figure['n']}{notes}")
+    spread = {name: part for name, part in figures["diversity"].items() if name != "prompt"}
+    parts = ", ".join(f"{name} {part['tv']:.3f} (renders {part['tv_renders']:.3f}, limit {part['limit']:.3f})" for name, part in spread.items())
+    rows.append(f"what {figures['diversity']['prompt']!r} leaves open, distance to the world's law: {parts}")
+    return "\n".join(rows)
+
+
+def _draw(trained: Trained, requests: Sequence[Request], sampling: SamplingConfig, what: str) -> Tensor:
+    """The pictures as a PNG would hold them: (n, 3, H, W) in [-1, 1] in steps of 2/255."""
+
+    def chunks() -> Iterator[Tensor]:
+        with tqdm(total=len(requests), unit="picture", desc=what) as bar:
+            for images in trained.pipeline.draw(requests, PROMPT_SEED, sampling):
+                bar.update(len(images))
+                yield from_uint8(to_uint8(images))
+
+    return torch.cat(list(chunks()))
+
+
+def _distances(images: Tensor, data: ShapesConfig) -> list[dict[str, Any]]:
+    """Distances of pictures of pairs to as many held-out renders of pairs."""
+    world = Shapes(data.model_copy(update={"mixture": {"pair": 1.0}}), split="heldout")
+    real = torch.stack([world.sample(PROMPT_SEED, slot).image for slot in range(len(images))])
+    extractor = EfficientNetLite0()
+    features = [extract(to_uint8(pictures).split(64), extractor, progress=True) for pictures in (images, real)]
+    provenance = {"weights_sha256": extractor.weights_sha256, "resize": extractor.resize}
+    return [{**asdict(figure), **provenance} for figure in distances(features[0], features[1], extractor.name)]
+
+
+def images_per_second(trained: Trained, sampling: SamplingConfig, chunks: int = 3) -> float:
+    """Median speed of drawing, in images per second."""
+    requests = [Request(OPEN_PROMPT, number) for number in range(sampling.chunk)]
+    speeds = []
+    for _ in range(chunks):
+        begin = time.perf_counter()
+        list(trained.pipeline.draw(requests, 0, sampling))
+        speeds.append(len(requests) / (time.perf_counter() - begin))
+    return sorted(speeds)[len(speeds) // 2]

@@ -1,0 +1,60 @@
+"""Draw pictures from prompts with a trained run.
+
+    python scripts/sample.py runs/demo "a red circle above a blue square"
+    python scripts/sample.py runs/demo "a red circle" "a blue ring" --num 4 --seed 1 --guidance 3 --steps 20
+    python scripts/sample.py runs/demo --prompts-file prompts.txt --out pictures        # one prompt per line
+    python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
+
+Writes one PNG per picture, ``grid.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the seed and on j, not on what else was
+asked for. A file's name ends in a hash of its recipe, which stands in the PNG's metadata: the same recipe is not drawn twice, another recipe is
+another file. The empty prompt "" is allowed: anything.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.entry import EXIT_CODES, run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw; see the module's text."""
+    options = _parser().parse_args(argv)
+    from scripts import assemble, gallery
+
+    prompts = gallery.read_prompts(options.prompts, options.prompts_file)
+    trained = assemble.trained(options.run, options.checkpoint, options.weights)
+    asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "eta", "variance", "chunk")}
+    sampling = assemble.sampling(trained.experiment, {name: value for name, value in asked.items() if value is not None})
+    out = options.out or options.run / "samples"
+    pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
+    drawn = gallery.draw(trained, pictures, options.seed, sampling, out)
+    sheet = gallery.show(pictures, out, columns=options.num if options.num > 1 else None)
+    print(f"{drawn} drawn, {len(pictures) - drawn} there already; {sheet}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("run", type=Path, help="a run directory")
+    add("prompts", nargs="*", help="what to draw")
+    add("--prompts-file", type=Path, help="a text file with one prompt per line")
+    add("--num", type=int, default=1, help="pictures per prompt (default 1)")
+    add("--seed", type=int, default=0, help="of the noise (default 0)")
+    add("--negative", default="", help="what to move away from; needs guidance above 1")
+    add("--out", type=Path, help="folder for the pictures (default RUN/samples)")
+    add("--checkpoint", help="a folder under RUN/ckpt, such as step-00001000 (default: the newest good one)")
+    add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
+    settings = parser.add_argument_group("settings of the sampler (defaults: the run's own, stage.sampling)")
+    settings.add_argument("--sampler", help="ddim or ddpm")
+    settings.add_argument("--steps", type=int, help="denoiser calls")
+    settings.add_argument("--guidance", type=float, help="classifier-free scale; 1 is off")
+    settings.add_argument("--eta", type=float, help="ddim: share of the ancestral noise, 0 to 1")
+    settings.add_argument("--variance", help="ddpm: upper or lower")
+    settings.add_argument("--chunk", type=int, help="pictures per pass of the network; a part of the recipe")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

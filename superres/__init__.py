@@ -1,0 +1,1 @@
+"""Third floor: from small pictures to large ones. It may import diffusion, vae and lab."""

@@ -1,0 +1,176 @@
+"""The plan of the house: floors, doors, names, and imports without side effects."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ("lab", "vae", "diffusion", "superres", "scripts")  # each may import those before it
+DOORS = {
+    "transformers": ("lab.text.t5", "lab.text.auto"),
+    "open_clip": ("lab.text.clip", "lab.evaluation.clip_score", "lab.evaluation.scorer"),
+    "torch_fidelity": ("lab.evaluation.*",),
+    "tensorboard": ("lab.rundir",),
+    "torch.utils.tensorboard": ("lab.rundir",),
+}
+LAZY = ("transformers", "open_clip", "torch_fidelity", "tensorboard", "matplotlib", "scipy")
+NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {name_of(path): path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))}
+
+
+def imports(module: str, source: str, known: set[str]) -> Iterator[str]:
+    """What a module imports, also inside functions; ``from a import b`` is a.b where that is a module."""
+    tree = ast.parse(source)
+    for_types = {id(inner) for node in ast.walk(tree) if is_type_checking(node) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: line {node.lineno}: relative import"
+            base = node.module or ""
+            yield from (f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def floor_faults(sources: dict[str, str]) -> list[str]:
+    height = {floor: level for level, floor in enumerate(FLOORS)}
+    return [
+        f"{module} imports {target}"
+        for module, source in sources.items()
+        for target in imports(module, source, set(sources))
+        if height.get(target.split(".")[0], -1) > height[module.split(".")[0]]
+    ]
+
+
+def cycles(sources: dict[str, str]) -> list[str]:
+    graph = {
+        module: {target for target in imports(module, source, set(sources)) if target in sources and target != module}
+        for module, source in sources.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [" -> ".join(error.args[1])]
+    return []
+
+
+def door_faults(sources: dict[str, str]) -> list[str]:
+    return [
+        f"{module} imports {target}"
+        for module, source in sources.items()
+        for target in imports(module, source, set(sources))
+        for package, doors in DOORS.items()
+        if within(target, package) and not any(fnmatch(module, door) for door in doors)
+    ]
+
+
+def prints(sources: dict[str, str]) -> list[str]:
+    return [
+        f"{module}: line {node.lineno}"
+        for module, source in sources.items()
+        if not within(module, "scripts")
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+
+TEXTS = {module: path.read_text(encoding="utf-8") for module, path in SOURCES.items()}
+
+
+def test_the_sources_are_found() -> None:
+    assert {"lab.config", "lab.rundir", "lab.images"} <= set(SOURCES)
+
+
+def test_every_package_has_an_init() -> None:
+    folders = {path.parent for path in SOURCES.values()}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("check", [floor_faults, cycles, door_faults, prints])
+def test_the_house_is_in_order(check) -> None:
+    assert check(TEXTS) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "sources"),
+    [
+        (floor_faults, {"lab.a": "from vae import codec"}),
+        (floor_faults, {"vae.a": "def f():\n    import diffusion.unet"}),
+        (cycles, {"lab.a": "from lab import b", "lab.b": "def f():\n    from lab.a import x"}),
+        (door_faults, {"lab.a": "def f():\n    import open_clip.model"}),
+        (door_faults, {"lab.a": "from torch.utils.tensorboard import SummaryWriter"}),
+        (prints, {"lab.a": "print(1)"}),
+    ],
+)
+def test_the_checks_see_a_fault(check, sources) -> None:
+    assert len(check(sources)) == 1
+
+
+def test_imports_for_types_only_are_free() -> None:
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import open_clip"
+    assert door_faults({"lab.a": text}) == []
+
+
+def test_modules_have_names_that_say_something() -> None:
+    assert [name for name in SOURCES if name.split(".")[-1] in NAMELESS] == []
+
+
+def test_no_script_hides_a_module_of_the_standard_library() -> None:
+    names = {name.split(".")[1] for name in SOURCES if name.count(".") == 1 and within(name, "scripts")}
+    assert names & sys.stdlib_module_names == set()
+
+
+PROBE = """
+import importlib, json, random, socket, sys
+import numpy, torch
+
+def refuse(*args, **kwargs):
+    raise OSError("an import opened a connection")
+
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+states = lambda: (random.getstate(), torch.get_rng_state().tolist(), str(numpy.random.get_state()))
+modules, lazy = json.loads(sys.stdin.read())
+faults = []
+for module in modules:
+    before, loaded = states(), set(sys.modules)
+    importlib.import_module(module)
+    if states() != before:
+        faults.append(f"{module} draws random numbers")
+    faults += [f"{module} imports {name}" for name in lazy if name in set(sys.modules) - loaded]
+if torch.cuda.is_initialized():
+    faults.append("the GPU is initialised")
+print(json.dumps(faults))
+"""
+
+
+def test_importing_has_no_side_effects() -> None:
+    """No random number, connection or GPU, and nothing heavy; torch and numpy are loaded before."""
+    given = json.dumps([list(SOURCES), LAZY])
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], input=given, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []

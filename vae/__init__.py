@@ -1,0 +1,1 @@
+"""First floor: autoencoders and the codecs that diffusion works through. It may import lab."""
