@@ -23,8 +23,8 @@ class Denoiser(nn.Module):
     """A network, a schedule and a parameterization: together the conditional mean of x0.
 
     Args:
-        network: (x (b, c, h, w) of unit variance, angle (b,), cond) -> (b, c, h, w). It is told the angle of the level, never the time, so
-            that the schedule can be exchanged.
+        network: (x (b, c, h, w) of unit variance, angle (b,), cond) -> (b, c, h, w). It is told the angle of the level,
+            never the time, so that the schedule can be exchanged.
         schedule: t -> (alpha, sigma).
         parameterization: what the network's output means.
     """
@@ -36,7 +36,7 @@ class Denoiser(nn.Module):
         self.parameterization = parameterization
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Scales]:
-        """Give the network's own output (b, c, h, w), in float32 or wider, and what it means."""
+        """Give the network's own output (b, c, h, w), in the type of x_t, and what it means."""
         alpha, sigma = self.schedule(t)
         scales = self.parameterization(alpha, sigma)
         output: Any = self.network(per_image(scales.into) * x_t, angle(alpha, sigma), cond)

@@ -1,11 +1,11 @@
-"""The one loss: a weighted mean square over the network's own target.
+"""The one loss: the mean square over the network's own target.
 
 For a sample x0, a time t and noise, the state is x_t = alpha x0 + sigma noise and
 
-    loss = w mean((network output - target)^2)        per sample, mean over c, h, w
+    loss = mean((network output - target)^2)        per sample, mean over c, h, w
 
-which is w out^2 times the square of the error in x0. The time and the noise of a sample are functions of its slot, so the loss of a slot does not
-depend on the batch it came in.
+which is the mean square of the error in x0, divided by out^2. The time and the noise of a sample are functions of its
+slot, so the loss of a slot does not depend on the batch it came in.
 """
 
 from collections.abc import Sequence

@@ -4,11 +4,13 @@ Every parameterization is three numbers per noise level,
 
     x0_hat = skip x_t + out network(into x_t, angle, cond)
 
-and the network's own target is what makes x0_hat equal x0. ``into`` brings the network's input to unit variance, for data of unit variance.
+and the network's own target is what makes x0_hat equal x0. ``into`` brings the network's input to unit variance, for
+data of unit variance.
 """
 
 from typing import Annotated, Literal, NamedTuple, Protocol
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -69,7 +71,7 @@ class X0(Config):
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
         """Give skip, out and into, each shaped like ``alpha``."""
-        return Scales(alpha * 0, alpha * 0 + 1, _into(alpha, sigma))
+        return Scales(torch.zeros_like(alpha), torch.ones_like(alpha), _into(alpha, sigma))
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Give what the network should say."""
@@ -79,7 +81,8 @@ class X0(Config):
 class V(Config):
     """The network predicts v = (alpha noise - sigma x0) / sqrt(alpha^2 + sigma^2), the state's derivative in the angle.
 
-    Source: Salimans and Ho 2022, arXiv:2202.00512, appendix D; the division makes it the same quantity on schedules that do not preserve variance.
+    Source: Salimans and Ho 2022, arXiv:2202.00512, appendix D; the division makes it the same quantity on schedules
+    that do not preserve variance.
     """
 
     kind: Literal["v"] = "v"

@@ -1,8 +1,8 @@
 """Prompts to images.
 
-Image j of any prompt starts from ``key(seed, "sample", j)`` and draws all its later noise from the same generator. The network, the text encoder and
-the codec always run at one fixed chunk size, the last chunk padded, so an image does not depend on what it was asked for together with: matrix
-products round differently at different batch sizes.
+Image j of any prompt starts from ``key(seed, "sample", j)`` and draws all its later noise from the same generator. The
+network, the text encoder and the codec always run at one fixed chunk size, the last chunk padded, so an image does not
+depend on what it was asked for together with: matrix products round differently at different batch sizes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,7 +81,8 @@ class Pipeline:
             sampling: how.
 
         Yields:
-            (k, 3, size, size) float32 on the CPU, not clamped, k at most ``sampling.chunk``, in the order of the requests.
+            (k, 3, size, size) float32 on the CPU, not clamped, k at most ``sampling.chunk``, in the order of the
+            requests.
         """
         chunk = sampling.chunk
         for start in range(0, len(requests), chunk):

@@ -1,12 +1,14 @@
 """From noise to data: plain functions over a decreasing sequence of times.
 
-With x0_hat known, the noise that x_t holds is eps_hat = (x_t - alpha x0_hat) / sigma, and a step to the level (alpha', sigma') is
+With x0_hat known, the noise that x_t holds is eps_hat = (x_t - alpha x0_hat) / sigma, and a step to the level (alpha',
+sigma') is
 
     x' = alpha' x0_hat + sigma'_kept eps_hat + sigma'_new z,    sigma'_kept^2 + sigma'_new^2 = sigma'^2
 
 with fresh noise z. How much of the noise is new is all that tells DDIM from DDPM. Nothing is clamped.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -30,8 +32,8 @@ def ddim(
 ) -> Tensor:
     """Walk from noise to data with DDIM steps.
 
-    With ``eta = 0`` this is Euler's method in x/alpha as a function of sigma/alpha; with ``eta = 1`` it is ancestral DDPM sampling with the
-    lower (posterior) variance.
+    With ``eta = 0`` this is Euler's method in x/alpha as a function of sigma/alpha; with ``eta = 1`` it is ancestral
+    DDPM sampling with the lower (posterior) variance.
 
     Args:
         denoise: (x_t, t) -> x0_hat; condition and guidance are already inside.
@@ -45,7 +47,8 @@ def ddim(
         (b, c, h, w), the state at ``times[-1]``; not clamped.
 
     Raises:
-        ValueError: ``times`` does not decrease within [0, 1], ``eta`` is outside [0, 1], or noise is needed and missing.
+        ValueError: ``times`` does not decrease within [0, 1], ``eta`` is outside [0, 1], or noise is needed and
+            missing.
 
     Source: Song et al. 2021, arXiv:2010.02502, eq. 12; alpha-sigma form in docs/decisions/0002.
     """
@@ -76,8 +79,9 @@ def ddpm(
 
     Args:
         denoise, x, times, schedule, noise: as in ``ddim``.
-        variance: "lower" is the posterior's given x0, which equals ``ddim`` with ``eta = 1``; "upper" is the variance that noising adds between
-            the two levels (DDPM's beta). The mean is the same. The last step to sigma = 0 adds nothing.
+        variance: "lower" is the posterior's given x0, which equals ``ddim`` with ``eta = 1``; "upper" is the variance
+            that noising adds between the two levels (DDPM's beta). The mean is the same. The last step to sigma = 0
+            adds nothing.
 
     Returns:
         (b, c, h, w), the state at ``times[-1]``; not clamped.
@@ -85,7 +89,8 @@ def ddpm(
     Raises:
         ValueError: ``times`` does not decrease within [0, 1].
 
-    Source: Ho et al. 2020, arXiv:2006.11239, sec. 3.2; over several table entries alpha / alpha' stands for sqrt(1 - beta).
+    Source: Ho et al. 2020, arXiv:2006.11239, sec. 3.2; over several table entries alpha / alpha' stands for sqrt(1 -
+    beta).
     """
     for step in _steps(times, schedule):
         x0_hat = denoise(x, step.t.to(x).expand(len(x)))
@@ -108,7 +113,7 @@ class _Step(NamedTuple):
     @property
     def added(self) -> float:
         """Standard deviation that noising adds between the two levels: sqrt(sigma^2 - (alpha/alpha_to sigma_to)^2)."""
-        return max(self.sigma**2 - (self.alpha / self.alpha_to * self.sigma_to) ** 2, 0.0) ** 0.5
+        return math.sqrt(max(self.sigma**2 - (self.alpha / self.alpha_to * self.sigma_to) ** 2, 0.0))
 
     @property
     def posterior(self) -> float:
@@ -124,7 +129,7 @@ class _Step(NamedTuple):
 def _steps(times: Tensor, schedule: Schedule) -> Iterator[_Step]:
     """Check the times and give each step's levels, computed in float64."""
     times = times.double().cpu()
-    if len(times) < 2 or bool((times.diff() >= 0).any()) or times[0] > 1 or times[-1] < 0:
+    if len(times) < 2 or not bool((times.diff() < 0).all()) or not 0 <= times[-1] < times[0] <= 1:
         raise ValueError(f"times must strictly decrease within [0, 1], got {times.tolist()}")
     alphas, sigmas = (level.tolist() for level in schedule(times))
     for k in range(len(times) - 1):

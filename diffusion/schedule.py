@@ -1,15 +1,16 @@
 """How much data and how much noise there is at each time.
 
-At time t in [0, 1] the state is x_t = alpha(t) x0 + sigma(t) noise; t = 0 is data (alpha 1, sigma 0) and t = 1 is noise. A schedule is a
-small frozen configuration and its own function t -> (alpha, sigma). Three numbers say the same thing:
+At time t in [0, 1] the state is x_t = alpha(t) x0 + sigma(t) noise; t = 0 is data (alpha 1, sigma 0) and t = 1 is
+noise. A schedule is a small frozen configuration and its own function t -> (alpha, sigma). Three numbers say the same
+thing:
 
     logsnr = 2 log(alpha / sigma)        the level, +inf at data, -inf at pure noise
     angle  = atan2(sigma, alpha)         the level again, finite at both ends: what networks are told
 
-Everything here is variance preserving (alpha^2 + sigma^2 = 1) except ``Flow``. A schedule only says how fast time runs through the levels, so a
-model trained on one samples on any other at equal log-SNR.
+Everything here is variance preserving (alpha^2 + sigma^2 = 1) except ``Flow``. A schedule only says how fast time runs
+through the levels, so a model trained on one samples on any other at equal log-SNR.
 
-Arithmetic is in float64 inside and is returned in the type of ``t``.
+Curved schedules compute in float64 inside; the result has the type and the device of ``t``.
 """
 
 import math
@@ -26,7 +27,7 @@ from lab.config import Config
 
 Array = npt.NDArray[np.float64]
 
-LOGSNR_LIMIT = 20.0  # cosine runs through log-SNR in [-20, 20]
+LOGSNR_LIMIT = 20.0  # cosine runs through log-SNR in [-20, 20], and is exactly data at t = 0
 
 
 class Schedule(Protocol):
@@ -51,6 +52,11 @@ def logsnr(alpha: Tensor, sigma: Tensor) -> Tensor:
     return 2 * (alpha.log() - sigma.log())
 
 
+def _float64(values: Tensor) -> Tensor:
+    """The values in float64, on the CPU where their own device has none (Apple's MPS)."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
+
+
 def _preserving(level: Tensor) -> tuple[Tensor, Tensor]:
     """Alpha and sigma of a log-SNR with alpha^2 + sigma^2 = 1."""
     return torch.sigmoid(level).sqrt(), torch.sigmoid(-level).sqrt()
@@ -61,9 +67,11 @@ class Cosine(Config):
 
     Attributes:
         s: keeps the first step from being vanishingly small.
-        shift: lowers log-SNR by 2 log(shift) everywhere; above 1 for larger images, or where the layout is to get more of the time.
+        shift: lowers log-SNR by 2 log(shift) everywhere; above 1 for larger images, or where the layout is to get more
+            of the time.
 
-    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17; shift: Hoogeboom et al. 2023, arXiv:2301.11093, sec. 3.1.
+    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17; shift: Hoogeboom et al. 2023, arXiv:2301.11093, sec.
+    3.1.
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -72,20 +80,22 @@ class Cosine(Config):
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Give alpha and sigma, each shaped like ``t``."""
-        start, now = self._phase(torch.zeros((), dtype=torch.float64, device=t.device)), self._phase(t.double())
+        exact = _float64(t)
+        start, now = self._phase(torch.zeros_like(exact)), self._phase(exact)
         # 1 - alpha^2 = sin(now - start) sin(now + start) / cos(start)^2, without the cancellation at small t.
         signal, noise = now.cos().clamp_min(0) ** 2, (now - start).sin() * (now + start).sin()
         level = (signal.log() - noise.log()).clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT) - 2 * math.log(self.shift)
-        alpha, sigma = _preserving(level)
-        return alpha.to(t.dtype), sigma.to(t.dtype)
+        # Exactly data at t = 0: a sampler's last step must add no noise.
+        alpha, sigma = _preserving(torch.where(exact > 0, level, torch.inf))
+        return alpha.to(t), sigma.to(t)
 
     def t_of(self, logsnr: Tensor) -> Tensor:
         """Give the time at which a log-SNR is reached, limited to [0, 1]."""
-        level = logsnr.double() + 2 * math.log(self.shift)
-        start = self._phase(torch.zeros((), dtype=torch.float64, device=level.device))
+        level = _float64(logsnr) + 2 * math.log(self.shift)
+        start = self._phase(torch.zeros_like(level))
         now = torch.acos(torch.sigmoid(level).sqrt() * start.cos())
         t = now * 2 / math.pi * (1 + self.s) - self.s
-        return t.clamp(0, 1).to(logsnr.dtype)
+        return t.clamp(0, 1).to(logsnr)
 
     def _phase(self, t: Tensor) -> Tensor:
         return (t + self.s) / (1 + self.s) * (math.pi / 2)
@@ -95,7 +105,8 @@ class Linear(Config):
     """A DDPM table with betas linear in the step.
 
     Attributes:
-        steps: length of the table. The two betas are for 1,000 steps; another length needs others (times 1000 / steps keeps the levels).
+        steps: length of the table. The two betas are for 1,000 steps; another length needs others (times 1000 / steps
+            keeps the levels).
         first, last: beta of the first and of the last step.
 
     Source: Ho et al. 2020, arXiv:2006.11239, sec. 4.
@@ -149,8 +160,8 @@ class Quadratic(Config):
         return _table_angles(np.linspace(self.first**0.5, self.last**0.5, self.steps) ** 2)
 
 
-# A DDPM table of T betas as a continuous schedule: step k of the table is time k / T, k = 1 .. T (diffusers' timestep k - 1), exact there;
-# between the knots, and between data and the first knot, the angle is interpolated.
+# A DDPM table of T betas as a continuous schedule: step k of the table is time k / T, k = 1 .. T (diffusers' timestep k
+# - 1), exact there; between the knots, and between data and the first knot, the angle is interpolated.
 
 
 def _table_angles(betas: Array) -> Array:

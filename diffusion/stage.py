@@ -4,12 +4,12 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffusion.denoiser import Denoiser, per_image
 from diffusion.loss import AnyTimes, UniformTimes, add_noise, square_error
-from diffusion.parameterization import AnyParameterization, V
+from diffusion.parameterization import AnyParameterization, Eps, V
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.schedule import AnySchedule, Cosine
 from diffusion.text_to_image import TextToImage
@@ -41,6 +41,16 @@ class DiffusionConfig(Config):
     times: AnyTimes = UniformTimes()
     caption_drop: float = Field(0.1, ge=0, le=1)
     sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "DiffusionConfig":
+        alpha, _ = self.schedule(torch.ones(1))
+        if isinstance(self.parameterization, Eps) and not alpha.all():
+            raise ValueError(
+                f"parameterization eps needs some signal at t = 1, but schedule {self.schedule.kind} has none there: "
+                "predict v or x0"
+            )
+        return self
 
 
 def build(config: DiffusionConfig, text: ClipConfig, codec: Codec, seed: int) -> TextToImage:
@@ -82,7 +92,9 @@ class DiffusionStage:
         config, slots = self.config, batch.slots
         x0 = self._latents(batch)
         drops = uniform(batch.seed, "caption_drop", slots).tolist()
-        captions = ["" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)]
+        captions = [
+            "" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)
+        ]
         noised = add_noise(x0, slots, batch.seed, config.schedule, config.times)
         output, _ = self.players["model"](noised.x_t, noised.t, self._tokenize(captions).to(x0.device))
         target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))

@@ -25,7 +25,7 @@ class TextToImage(nn.Module):
         self.text = text
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, Scales]:
-        """Give the network's own output for (b, c, h, w) states, (b,) times and (b, l) token ids; the pass that is trained."""
+        """Give the network's own output for (b, c, h, w) states, (b,) times and (b, l) ids: the pass that trains."""
         return self.denoiser.predict(x_t, t, Cond(*self.text(ids)))
 
     @torch.no_grad()

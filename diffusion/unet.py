@@ -1,17 +1,17 @@
 """The text-conditioned UNet.
 
-    image -> patch stem -> [levels down] -> middle -> [levels up, with skips] -> patch head -> image
+    image -> patch stem -> [levels down] -> coarsest level -> [levels up, each with its skip] -> patch head -> image
 
-Every level is residual blocks, scaled and shifted by the noise level and the pooled text (FiLM); at the levels named in ``attention`` each block
-is followed by self-attention among positions and cross-attention from positions to text *tokens*. A patch stem of p folds p x p pixels into
-channels first, which makes large images cheap. Any input works whose sides are divisible by ``factor``.
+Every level is residual blocks, scaled and shifted by the noise level and the pooled text (FiLM); at the levels named in
+``attention`` each block is followed by self-attention among positions and cross-attention from positions to text
+*tokens*. A patch stem of p folds p x p pixels into channels first, which makes large images cheap. Any input works
+whose sides are divisible by ``factor``.
 """
 
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-from einops import rearrange
 from einops.layers.torch import Rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from lab.layers import (
     ResidualBlock,
     Transformer,
     Upsample,
+    edge,
     zero_init,
 )
 
@@ -39,7 +40,8 @@ class UNetConfig(Config):
     Attributes:
         patch: side of the pixel blocks that the stem folds into channels; 1 for none.
         widths: channels of each level, from fine to coarse; each a multiple of 16.
-        depth: residual blocks per level on the way down; the way up has one more.
+        depth: residual blocks per level, on the way down and again on the way up.
+        middle: residual blocks at the coarsest level.
         attention: the levels with attention, counted from 0 at the finest.
         head_width: channels per attention head.
         dropout: probability inside residual blocks.
@@ -49,6 +51,7 @@ class UNetConfig(Config):
     patch: int = Field(1, ge=1)
     widths: tuple[int, ...] = (128, 256, 256)
     depth: int = Field(2, ge=1)
+    middle: int = Field(4, ge=1)
     attention: tuple[int, ...] = (1, 2)
     head_width: int = Field(32, ge=8)
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -66,7 +69,9 @@ class UNetConfig(Config):
             if not 0 <= level < len(self.widths):
                 raise ValueError(f"attention names level {level}, but the levels are 0 to {len(self.widths) - 1}")
             if self.widths[level] % self.head_width:
-                raise ValueError(f"head_width {self.head_width} does not divide the {self.widths[level]} channels of level {level}")
+                raise ValueError(
+                    f"head_width {self.head_width} does not divide the {self.widths[level]} channels of level {level}"
+                )
         return self
 
 
@@ -103,23 +108,25 @@ class UNet(nn.Module):
         self.level = LevelEmbedding(embedding)
         self.text = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, embedding))
         self.fold = Rearrange("b c (h p) (w q) -> b (c p q) h w", p=config.patch, q=config.patch)
-        self.stem = nn.Conv2d(folded, widths[0], 3, padding=1)
+        self.stem = edge(nn.Conv2d(folded, widths[0], 3, padding=1))
         self.place = PlaceEmbedding(widths[0])
 
         def stack(inputs: int, level: int) -> Stack:
             context = text_width if level in config.attention else None
             return Stack(inputs, widths[level], embedding, config, context)
 
-        levels = range(len(widths))
-        self.down = nn.ModuleList(nn.ModuleList(stack(widths[i], i) for _ in range(config.depth)) for i in levels)
-        self.shrink = nn.ModuleList(Downsample(widths[i], widths[i + 1]) for i in levels[:-1])
-        self.middle = nn.ModuleList(stack(widths[-1], levels[-1]) for _ in range(2))
-        self.up = nn.ModuleList(nn.ModuleList(stack(2 * widths[i], i) for _ in range(config.depth + 1)) for i in levels)
-        self.grow = nn.ModuleList(Upsample(widths[i + 1], widths[i]) for i in levels[:-1])
+        coarsest, depth = len(widths) - 1, config.depth
+        self.down = nn.ModuleList(nn.ModuleList(stack(widths[i], i) for _ in range(depth)) for i in range(coarsest))
+        self.shrink = nn.ModuleList(Downsample(widths[i], widths[i + 1]) for i in range(coarsest))
+        self.middle = nn.ModuleList(stack(widths[-1], coarsest) for _ in range(config.middle))
+        self.grow = nn.ModuleList(Upsample(widths[i + 1], widths[i]) for i in range(coarsest))
+        self.up = nn.ModuleList(
+            nn.ModuleList(stack((1 if k else 2) * widths[i], i) for k in range(depth)) for i in range(coarsest)
+        )
         self.head = nn.Sequential(
             nn.GroupNorm(widths[0] // GROUP_WIDTH, widths[0]),
             nn.SiLU(),
-            zero_init(nn.Conv2d(widths[0], folded, 3, padding=1)),
+            edge(zero_init(nn.Conv2d(widths[0], folded, 3, padding=1))),
             Rearrange("b (c p q) h w -> b c (h p) (w q)", p=config.patch, q=config.patch),
         )
 
@@ -139,30 +146,26 @@ class UNet(nn.Module):
             ValueError: a side is not divisible by ``factor``.
         """
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"image of {x.shape[-2]} x {x.shape[-1]} is not divisible by the network's factor {self.factor}")
+            raise ValueError(
+                f"image of {x.shape[-2]} x {x.shape[-1]} is not divisible by the network's factor {self.factor}"
+            )
         embedding = nn.functional.silu(self.level(angle) + self.text(cond.pooled))
         h = self.stem(self.fold(x))
         h = h + self.place(*h.shape[-2:])
-        skips = [h]
-        for i, stacks in enumerate(self.down):
-            if i:
-                h = self.shrink[i - 1](h)
-                skips.append(h)
-            for stack in stacks:
+
+        def run(stacks: nn.Module, h: Tensor, name: str) -> Tensor:
+            for stack in stacks.children():
                 h = stack(h, embedding, cond)
-                skips.append(h)
             if tap:
-                tap(f"down{i}", h)
-        for stack in self.middle:
-            h = stack(h, embedding, cond)
-        if tap:
-            tap("middle", h)
-        for i, stacks in reversed(list(enumerate(self.up))):
-            if i < len(self.grow):
-                h = self.grow[i](h)
-            for stack in stacks:
-                h = stack(torch.cat([h, skips.pop()], dim=1), embedding, cond)
-            if tap:
-                tap(f"up{i}", h)
+                tap(name, h)
+            return h
+
+        skips = []
+        for i, (stacks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
+            skips.append(run(stacks, h, f"down{i}"))
+            h = shrink(skips[-1])
+        h = run(self.middle, h, "middle")
+        for i in reversed(range(len(self.up))):
+            h = run(self.up[i], torch.cat([self.grow[i](h), skips[i]], dim=1), f"up{i}")
         image: Tensor = self.head(h)
         return image

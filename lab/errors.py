@@ -1,7 +1,7 @@
 """What can go wrong for a reason outside the code, one class per exit code.
 
-A user's mistake, a bad file or a full disk raises one of these with one line that names the cause and the remedy; the scripts
-print that line and exit with the class's code. Anything else is a bug and keeps its traceback.
+A user's mistake, a bad file or a full disk raises one of these with one line that names the cause and the remedy; the
+scripts print that line and exit with the class's code. Anything else is a bug and keeps its traceback.
 """
 
 

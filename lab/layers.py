@@ -1,9 +1,11 @@
 """The building blocks that every network of the house shares.
 
-Feature maps are (b, c, h, w), token sequences (b, l, d). A residual branch ends in a zero-initialised layer, so each block is the
-identity at birth. Normalisation and softmax run in float32 under autocast, everything else in the autocast type.
+Feature maps are (b, c, h, w), token sequences (b, l, d). A residual branch ends in a zero-initialised layer, so each
+block is the identity at birth. Normalisation and softmax run in float32 under autocast, everything else in the autocast
+type.
 
-What knows about noise levels beyond the embedding of a number, or about text beyond tokens and a mask, does not belong here.
+What knows about noise levels beyond the embedding of a number, or about text beyond tokens and a mask, does not belong
+here.
 """
 
 import math
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 GROUP_WIDTH = 16  # channels that share one mean and variance in a group norm
+_EDGE = "is_edge"
 
 
 def zero_init(layer: Layer) -> Layer:
@@ -25,6 +28,17 @@ def zero_init(layer: Layer) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def edge(layer: Layer) -> Layer:
+    """Mark a layer as a network's first or last: its weight is no map between hidden features."""
+    setattr(layer.weight, _EDGE, True)
+    return layer
+
+
+def is_edge(parameter: nn.Parameter) -> bool:
+    """Whether a parameter belongs to a layer that was marked by ``edge``."""
+    return getattr(parameter, _EDGE, False) is True
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -45,7 +59,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (b, n, l, m)
     if mask is not None:
         scores = scores.masked_fill(~rearrange(mask, "b m -> b 1 1 m"), -math.inf)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
+    mixed: Tensor = scores.softmax(dim=-1).to(value.dtype) @ value
+    return mixed
 
 
 class LevelEmbedding(nn.Module):
@@ -57,6 +72,8 @@ class LevelEmbedding(nn.Module):
         width: size of the result; even.
         highest: largest multiple; levels closer than about 1 / highest look alike.
     """
+
+    multiples: Tensor
 
     def __init__(self, width: int, highest: float = 128.0) -> None:
         super().__init__()
@@ -81,13 +98,15 @@ class PlaceEmbedding(nn.Module):
         waves: frequencies per axis; the k-th makes k / 2 turns over the map.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int, waves: int = 8) -> None:
         super().__init__()
         self.register_buffer("frequencies", math.pi * torch.arange(1, waves + 1, dtype=torch.float32), persistent=False)
         self.linear = nn.Linear(4 * waves, width)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """Give (1, width, height, width)-shaped features for a map of this size."""
+        """Give (1, c, height, width) features, c the channels, for a map of this size."""
         frequencies = self.frequencies
         y, x = (
             torch.outer((torch.arange(n, device=frequencies.device) + 0.5) / n, frequencies) for n in (height, width)
@@ -202,7 +221,8 @@ class Transformer(nn.Module):
         if self.cross_attention is not None:
             h = h + self.cross_attention(h, tokens, mask)
         h = h + self.feed_forward(h)
-        return rearrange(h, "b (h w) d -> b d h w", h=height)
+        mixed: Tensor = rearrange(h, "b (h w) d -> b d h w", h=height)
+        return mixed
 
 
 class Downsample(nn.Module):

@@ -1,9 +1,9 @@
 """Randomness as a function of counters, not of state.
 
-Everything random about sample slot ``i`` of a run comes from ``key(run_seed, stream, i)``: the noise, the noise level, the caption that
-is dropped, the scene that is drawn. Nothing is advanced and nothing has to be saved, so any number of workers, micro-batches or
-processes, and any restart, see the same samples with the same noise. Nothing else in the house draws random numbers, except the
-initial weights, which are drawn under ``seeded``.
+Everything random about sample slot ``i`` of a run comes from ``key(run_seed, stream, i)``: the noise, the noise level,
+the caption that is dropped, the scene that is drawn. Nothing is advanced and nothing has to be saved, so any number of
+workers, micro-batches or processes, and any restart, see the same samples with the same noise. Nothing else in the
+house draws random numbers, except the initial weights, which are drawn under ``seeded``.
 
 Generators live on the CPU: the numbers are the same whatever device the model runs on.
 """
@@ -34,7 +34,10 @@ def number(seed: int, stream: str, counter: int) -> int:
 
 
 def key(seed: int, stream: str, counter: int) -> torch.Generator:
-    """Give a fresh CPU generator for one counter of one stream; see ``number``."""
+    """Give a fresh CPU generator for one counter of one stream; see ``number``.
+
+    Torch seeds it with the low 32 bits of the number: among n counters about n^2 / 2^33 pairs share their draws.
+    """
     return torch.Generator("cpu").manual_seed(number(seed, stream, counter))
 
 

@@ -177,11 +177,16 @@ class RunDir:
             checkpoint: the name of the newest checkpoint.
             reason: one line, why the run is in this state.
         """
+        self.flush()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_json("STATUS.json", asdict(Status(state, step, seen, checkpoint, reason, now)))
+
+    def flush(self) -> None:
+        """Bring what was logged to the disk; call before a checkpoint is saved, which promises that it is there."""
         self._check_writable()
         if self._metrics is not None:
             os.fsync(self._metrics)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write_json("STATUS.json", asdict(Status(state, step, seen, checkpoint, reason, now)))
+        self._board.flush()
 
     def rewind(self, step: int | None) -> None:
         """Forget the measurements after ``step``; call once before the first ``log`` of a process.
@@ -308,6 +313,10 @@ class _Board:
     def picture(self, name: str, picture: "Image.Image", step: int) -> None:
         pixels = np.asarray(picture.convert("RGB"))
         self._write(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._write(lambda writer: writer.flush())
 
     def close(self) -> None:
         if self._writer is not None:

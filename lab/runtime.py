@@ -26,8 +26,8 @@ class RuntimeConfig(Config):
 
     Attributes:
         device: "auto" takes CUDA, else Apple's MPS, else the CPU.
-        precision: of the network's inner products; weights, norms, softmax and losses stay fp32. "auto" is measured once when a run starts and
-            written into its configuration.
+        precision: of the network's inner products; weights, norms, softmax and losses stay fp32. "auto" is measured
+            once when a run starts and written into its configuration.
         channels_last: memory layout of feature maps; "auto" is measured with the precision.
         threads: CPU threads; 0 leaves torch's own choice. Results on the CPU are bit-equal only at equal threads.
     """
@@ -72,8 +72,16 @@ class Runtime:
 
 
 def resolve(config: RuntimeConfig) -> RuntimeConfig:
-    """Replace "auto" precision and layout by what measures fastest here; the device stays as asked, so that a run can move."""
+    """Replace "auto" precision and layout by what measures fastest here.
+
+    The device stays as asked, so that a run can move. Sets the number of threads, on which the measurement depends.
+
+    Raises:
+        Refused: the device is not there.
+    """
     device = _device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     if config.precision != "auto" and config.channels_last != "auto":
         return config
     precisions: list[Precision] = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
@@ -84,16 +92,14 @@ def resolve(config: RuntimeConfig) -> RuntimeConfig:
 
 
 def start(config: RuntimeConfig) -> Runtime:
-    """Set the number of threads and give the runtime of a resolved configuration.
+    """Set the number of threads and give the runtime of a configuration; what is still "auto" is measured.
 
     Raises:
-        Refused: the device is not there, or something is still "auto".
+        Refused: the device is not there.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.precision == "auto" or config.channels_last == "auto":
-        config = resolve(config)
-    assert config.precision != "auto" and config.channels_last != "auto"
+    config = resolve(config)
+    assert config.precision != "auto"
+    assert config.channels_last != "auto"
     return Runtime(_device(config.device), config.precision, config.channels_last)
 
 

@@ -32,8 +32,19 @@ DiffusionExperiment = Experiment[DiffusionConfig]
 
 
 def load(path: Path, overrides: Sequence[str]) -> DiffusionExperiment:
-    """Read an experiment from a preset or a run's own configuration."""
-    return configuration.load(path, overrides, DiffusionExperiment)
+    """Read an experiment from a preset or a run's own configuration.
+
+    Raises:
+        Refused: a mistake in it, or the network does not fit the size of the images.
+    """
+    experiment = configuration.load(path, overrides, DiffusionExperiment)
+    factor = Pixels().factor * experiment.stage.unet.factor
+    if experiment.data.size % factor:
+        raise Refused(
+            f"{path}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "
+            "(stage.unet.patch, doubled by every level below the first): change one of them"
+        )
+    return experiment
 
 
 def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = None) -> DiffusionExperiment:
@@ -45,7 +56,11 @@ def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = Non
     """
     if known is not None:
         runtime = asked.runtime.model_copy(
-            update={k: getattr(known.runtime, k) for k in ("precision", "channels_last") if getattr(asked.runtime, k) == "auto"}
+            update={
+                k: getattr(known.runtime, k)
+                for k in ("precision", "channels_last")
+                if getattr(asked.runtime, k) == "auto"
+            }
         )
         words = asked.text.vocabulary or known.text.vocabulary
     else:
@@ -58,13 +73,9 @@ def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = Non
 def stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
     """Build the stage of a completed experiment, with fresh weights."""
     codec, config = Pixels(), experiment.stage
-    factor = codec.factor * config.unet.factor
-    if experiment.data.size % factor:
-        raise Refused(
-            f"data.size={experiment.data.size} is not divisible by {factor}, the network's factor (stage.unet.patch, doubled by every level below "
-            "the first): change one of them"
-        )
-    return DiffusionStage(config, build(config, experiment.text, codec, experiment.seed), codec, experiment.data.size, runtime)
+    return DiffusionStage(
+        config, build(config, experiment.text, codec, experiment.seed), codec, experiment.data.size, runtime
+    )
 
 
 def trainer(experiment: DiffusionExperiment, rundir: RunDir) -> Trainer:
@@ -93,11 +104,13 @@ def trainer(experiment: DiffusionExperiment, rundir: RunDir) -> Trainer:
 
 def describe(trainer: Trainer, path: Path) -> str:
     """Say in one line what is about to be trained."""
-    sizes = ", ".join(f"{name} {sum(p.numel() for p in player.parameters()):,}" for name, player in trainer.stage.players.items())
+    sizes = ", ".join(
+        f"{name} {sum(p.numel() for p in player.parameters()):,}" for name, player in trainer.stage.players.items()
+    )
     runtime, config = trainer.runtime, trainer.config
     return (
-        f"{path}: step {trainer.step} of {config.steps}, batch {config.batch}; parameters: {sizes}; {runtime.device.type}, {runtime.precision}, "
-        f"{torch.get_num_threads()} threads"
+        f"{path}: {config.steps} steps of {config.batch} samples; parameters: {sizes}; "
+        f"{runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads"
     )
 
 
@@ -154,17 +167,27 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
     folder = run.checkpoints / checkpoint_name if checkpoint_name else checkpoint.latest(run.checkpoints)
     if folder is None or not folder.is_dir():
         have = ", ".join(sorted(f.name for f in run.checkpoints.glob("step-*"))) or "none yet"
-        raise Refused(f"{path}: no checkpoint {checkpoint_name or ''} there (found: {have}); train it with scripts/train.py --resume {path}")
+        wanted = f"no checkpoint {checkpoint_name}" if checkpoint_name else "no checkpoint"
+        raise Refused(
+            f"{path}: {wanted} there (found: {have}); name another, or train with scripts/train.py --resume {path}"
+        )
     runtime = runtimes.start(experiment.runtime)
     made = stage(experiment, runtime)
     saved = checkpoint.load(folder)
-    tensors = saved.tensors[average_name(experiment.train.ema[0])] if weights == "ema" else _player(saved.tensors["model"])
+    tensors = (
+        saved.tensors[average_name(experiment.train.ema[0])] if weights == "ema" else _player(saved.tensors["model"])
+    )
     model = made.players["model"]
     try:
         model.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
         raise Refused(f"{folder} does not fit {run.config_path} ({str(error).splitlines()[-1].strip()})") from error
-    origin = {"run": run.run_id, "checkpoint": checkpoint.identity(folder), "step": saved.state["step"], "weights": weights}
+    origin = {
+        "run": run.run_id,
+        "checkpoint": checkpoint.identity(folder),
+        "step": saved.state["step"],
+        "weights": weights,
+    }
     return Trained(made.pipeline(runtime.place(model).eval()), experiment, run, origin)
 
 
@@ -178,4 +201,6 @@ def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> 
     Raises:
         Refused: an unknown sampler or a value that cannot be.
     """
-    return configuration.parse({**experiment.stage.sampling.model_dump(mode="json"), **changes}, SamplingConfig, "sampler settings")
+    return configuration.parse(
+        {**experiment.stage.sampling.model_dump(mode="json"), **changes}, SamplingConfig, "sampler settings"
+    )

@@ -30,7 +30,9 @@ PROMPTS = (
 
 def main(argv: Sequence[str]) -> int:
     """Run the demo; see the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the run's folder (default runs/demo)")
     parser.add_argument("--quick", action="store_true", help="a few steps and pictures only")
     options = parser.parse_args(argv)
@@ -40,7 +42,11 @@ def main(argv: Sequence[str]) -> int:
 
     folder, summary = options.run, options.run / "summary.json"
     if not summary.exists():
-        resume = ["--resume", str(folder)] if (folder / "config.yaml").exists() else ["configs/shapes.yaml", "--run", str(folder)]
+        resume = (
+            ["--resume", str(folder)]
+            if (folder / "config.yaml").exists()
+            else ["configs/shapes.yaml", "--run", str(folder)]
+        )
         quick = ["train.steps=20", "train.optimizer.warm_up=5"] if options.quick and resume[0] != "--resume" else []
         if code := train.main([*resume, *quick]):
             return code
@@ -76,10 +82,14 @@ def _report(folder: Path, summary: dict[str, object]) -> None:
 
     print(measure.table(summary))
     print(
-        f"{summary['num_parameters']:,} parameters; trained {summary['train_seconds']} s on {summary['images_seen']:,} images; "
-        f"draws {summary['images_per_second']} images/s"
+        f"{summary['num_parameters']:,} parameters; trained {summary['train_seconds']} s on "
+        f"{summary['images_seen']:,} images; draws {summary['images_per_second']} images/s"
     )
-    print(f"pictures:    {folder / 'demo' / 'grid.png'}\nfigures:     {folder / 'summary.json'}\ntensorboard: tensorboard --logdir {folder / 'tb'}")
+    print(
+        f"pictures:    {folder / 'demo' / 'grid.png'}\n"
+        f"figures:     {folder / 'summary.json'}\n"
+        f"tensorboard: tensorboard --logdir {folder / 'tb'}"
+    )
 
 
 if __name__ == "__main__":

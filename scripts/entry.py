@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 from lab.errors import WordbrushError
 
-EXIT_CODES = "exit codes: 0 done, 2 refused, 65 bad data, 70 not finite, 74 disk, 128 + n ended by signal n (the state is saved)"
+EXIT_CODES = (
+    "exit codes: 0 done, 2 refused, 65 bad data, 70 not finite, 74 disk, 128 + n ended by signal n (the state is saved)"
+)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

@@ -4,9 +4,10 @@
     python scripts/evaluate.py runs/demo --num 50              # quickly
     python scripts/evaluate.py runs/demo --num 500 --json out.json --guidance 2
 
-Prompts come from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations, held-out phrasings and
-``single``. A picture is right when everything its prompt states is right and nothing is added; a picture that cannot be read is wrong. Intervals are
-Wilson 95 % for proportions and as named for distances. The same checkpoint and settings give the same figures.
+Prompts come from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations,
+held-out phrasings and ``single``. A picture is right when everything its prompt states is right and nothing is added; a
+picture that cannot be read is wrong. Intervals are Wilson 95 % for proportions and as named for distances. The same
+checkpoint and settings give the same figures.
 """
 
 import argparse
@@ -25,11 +26,15 @@ def main(argv: Sequence[str]) -> int:
     from lab.storage import write_whole
     from scripts import assemble, measure
 
-    if options.num < 2:
-        raise Refused(f"--num {options.num}: at least 2 prompts per kind")
+    least = 2 if options.no_distances else 10
+    if options.num < least:
+        way_out = "" if options.no_distances else ", or 2 with --no-distances"
+        raise Refused(f"--num {options.num}: at least {least} prompts per kind{way_out}")
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
     asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "chunk")}
-    sampling = assemble.sampling(trained.experiment, {name: value for name, value in asked.items() if value is not None})
+    sampling = assemble.sampling(
+        trained.experiment, {name: value for name, value in asked.items() if value is not None}
+    )
     figures = measure.everything(trained, sampling, options.num, with_distances=not options.no_distances)
     path = options.json or options.run / "evaluation.json"
     write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
@@ -39,14 +44,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("run", type=Path, help="a run directory")
     add("--num", type=int, default=500, help="prompts per kind; pairs and diversity get twice as many (default 500)")
     add("--json", type=Path, help="where to write the figures (default RUN/evaluation.json)")
     add("--checkpoint", help="a folder under RUN/ckpt (default: the newest good one)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
-    add("--no-distances", action="store_true", help="leave out the distances to real pictures, which need the extra 'evaluate'")
+    add(
+        "--no-distances",
+        action="store_true",
+        help="leave out the distances to real pictures, which need the extra 'evaluate'",
+    )
     settings = parser.add_argument_group("settings of the sampler (defaults: the run's own)")
     settings.add_argument("--sampler", help="ddim or ddpm")
     settings.add_argument("--steps", type=int, help="denoiser calls")

@@ -35,6 +35,7 @@ def everything(trained: Trained, sampling: SamplingConfig, num: int, *, with_dis
     Returns:
         JSON values, the same for the same checkpoint, settings and machine.
     """
+    extractor = EfficientNetLite0() if with_distances else None
     lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in KINDS}
     figures: dict[str, Any] = {
         "origin": dict(trained.origin),
@@ -46,8 +47,8 @@ def everything(trained: Trained, sampling: SamplingConfig, num: int, *, with_dis
         images = _draw(trained, [Request(text, number) for number, text in enumerate(texts)], sampling, kind)
         shares = {name: asdict(share) for name, share in accuracy(images, texts).items()}
         figures["prompt_accuracy"][kind] = {**shares.pop("right"), "attributes": shares}
-        if kind == "pair" and with_distances:
-            figures["distances"] = _distances(images, trained.experiment.data)
+        if kind == "pair" and extractor is not None:
+            figures["distances"] = _distances(images, trained.experiment.data, extractor)
     images = _draw(trained, [Request(OPEN_PROMPT, number) for number in range(2 * num)], sampling, OPEN_PROMPT)
     spread = diversity(images, OPEN_PROMPT)
     figures["diversity"] = {"prompt": OPEN_PROMPT, **{name: asdict(openness) for name, openness in spread.items()}}
@@ -59,12 +60,18 @@ def table(figures: Mapping[str, Any]) -> str:
     rows = ["", f"{'prompt accuracy':<28}{'right':>7}  {'95 % interval':<15}{'n':>5}   attributes"]
     for kind, share in figures["prompt_accuracy"].items():
         parts = "  ".join(f"{name} {part['value']:.3f}" for name, part in share["attributes"].items())
-        rows.append(f"{kind:<28}{share['value']:>7.3f}  {share['low']:.3f} - {share['high']:.3f}  {share['n']:>5}   {parts}")
+        rows.append(
+            f"{kind:<28}{share['value']:>7.3f}  {share['low']:.3f} - {share['high']:.3f}  {share['n']:>5}   {parts}"
+        )
     for figure in figures.get("distances", []):
         notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
-        rows.append(f"{figure['name']}: {figure['value']:.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]  n {figure['n']}{notes}")
+        interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"
+        rows.append(f"{figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{notes}")
     spread = {name: part for name, part in figures["diversity"].items() if name != "prompt"}
-    parts = ", ".join(f"{name} {part['tv']:.3f} (renders {part['tv_renders']:.3f}, limit {part['limit']:.3f})" for name, part in spread.items())
+    parts = ", ".join(
+        f"{name} {part['tv']:.3f} (renders {part['tv_renders']:.3f}, limit {part['limit']:.3f})"
+        for name, part in spread.items()
+    )
     rows.append(f"what {figures['diversity']['prompt']!r} leaves open, distance to the world's law: {parts}")
     return "\n".join(rows)
 
@@ -81,11 +88,10 @@ def _draw(trained: Trained, requests: Sequence[Request], sampling: SamplingConfi
     return torch.cat(list(chunks()))
 
 
-def _distances(images: Tensor, data: ShapesConfig) -> list[dict[str, Any]]:
+def _distances(images: Tensor, data: ShapesConfig, extractor: EfficientNetLite0) -> list[dict[str, Any]]:
     """Distances of pictures of pairs to as many held-out renders of pairs."""
     world = Shapes(data.model_copy(update={"mixture": {"pair": 1.0}}), split="heldout")
     real = torch.stack([world.sample(PROMPT_SEED, slot).image for slot in range(len(images))])
-    extractor = EfficientNetLite0()
     features = [extract(to_uint8(pictures).split(64), extractor, progress=True) for pictures in (images, real)]
     provenance = {"weights_sha256": extractor.weights_sha256, "resize": extractor.resize}
     return [{**asdict(figure), **provenance} for figure in distances(features[0], features[1], extractor.name)]

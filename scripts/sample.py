@@ -5,9 +5,9 @@
     python scripts/sample.py runs/demo --prompts-file prompts.txt --out pictures        # one prompt per line
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
 
-Writes one PNG per picture, ``grid.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the seed and on j, not on what else was
-asked for. A file's name ends in a hash of its recipe, which stands in the PNG's metadata: the same recipe is not drawn twice, another recipe is
-another file. The empty prompt "" is allowed: anything.
+Writes one PNG per picture, ``grid.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the seed
+and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
+metadata: the same recipe is not drawn twice, another recipe is another file. The empty prompt "" is allowed: anything.
 """
 
 import argparse
@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
     asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "eta", "variance", "chunk")}
-    sampling = assemble.sampling(trained.experiment, {name: value for name, value in asked.items() if value is not None})
+    sampling = assemble.sampling(
+        trained.experiment, {name: value for name, value in asked.items() if value is not None}
+    )
     out = options.out or options.run / "samples"
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
     drawn = gallery.draw(trained, pictures, options.seed, sampling, out)
@@ -35,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("run", type=Path, help="a run directory")
     add("prompts", nargs="*", help="what to draw")

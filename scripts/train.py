@@ -3,12 +3,12 @@
     python scripts/train.py configs/shapes.yaml                        # into runs/shapes
     python scripts/train.py configs/shapes.yaml train.steps=200 --run runs/try
     python scripts/train.py configs/shapes.yaml --run runs/try         # refused: runs/try has 200 steps
-    python scripts/train.py --resume runs/try                          # goes on where it was, or says that it is finished
-    python scripts/train.py --resume runs/try train.steps=400          # goes on to 400 steps
+    python scripts/train.py --resume runs/try                          # goes on where it was, or says that it is
+    finished python scripts/train.py --resume runs/try train.steps=400          # goes on to 400 steps
 
-The same command again continues a run that was stopped, killed or preempted: bit for bit, from its newest good checkpoint. Ctrl-C, SIGTERM and
-SIGUSR1 save and stop. Any key of the configuration can be set as dotted.key=value; a misspelt one is named. Watch a run with
-``tensorboard --logdir runs``.
+The same command again continues a run that was stopped, killed or preempted: bit for bit, from its newest good
+checkpoint. Ctrl-C, SIGTERM and SIGUSR1 save and stop. Any key of the configuration can be set as dotted.key=value; a
+misspelt one is named. Watch a run with ``tensorboard --logdir runs``.
 """
 
 import argparse
@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Train; see the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="PRESET key=value", help="a preset such as configs/shapes.yaml, and settings that differ from it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="PRESET key=value",
+        help="a preset such as configs/shapes.yaml, and settings that differ from it",
+    )
     parser.add_argument("--run", type=Path, help="the run's folder; default: runs/<name of the preset>")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run and its own configuration")
     options = parser.parse_intermixed_args(argv)
@@ -33,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     overrides = [word for word in options.words if "=" in word]
     if len(presets) != (options.resume is None) or (options.resume and options.run):
         parser.error("name one preset (configs/shapes.yaml, with --run for its folder) or one run (--resume runs/NAME)")
-    path, experiment = _resume(options.resume, overrides) if options.resume else _begin(Path(presets[0]), overrides, options.run)
+    path, experiment = (
+        _resume(options.resume, overrides) if options.resume else _begin(Path(presets[0]), overrides, options.run)
+    )
     return _train(path, experiment)
 
 
@@ -50,9 +59,10 @@ def _begin(preset: Path, overrides: Sequence[str], folder: Path | None) -> "tupl
         return path, assemble.complete(asked)
     known = assemble.load(path / "config.yaml", [])
     if changes := diff(known, assemble.complete(asked, known)):
+        more = f" and {len(changes) - 1} more" if changes[1:] else ""
         raise Refused(
-            f"{path} holds another configuration ({changes[0]}{f' and {len(changes) - 1} more' if changes[1:] else ''}): start another run with "
-            f"--run runs/OTHER, or go on with this one by --resume {path} [key=value]"
+            f"{path} holds another configuration ({changes[0]}{more}): "
+            f"start another run with --run runs/OTHER, or go on with this one by --resume {path} [key=value]"
         )
     return path, known
 
@@ -68,7 +78,9 @@ def _resume(path: Path, overrides: Sequence[str]) -> "tuple[Path, DiffusionExper
     known = assemble.load(stored, [])
     asked = assemble.complete(assemble.load(stored, overrides), known)
     if changes := identity_changes(known, asked):
-        raise Refused(f"{path}: {changes[0]} would make it another experiment; start one with a preset and --run runs/OTHER")
+        raise Refused(
+            f"{path}: {changes[0]} would make it another experiment; start one with a preset and --run runs/OTHER"
+        )
     return path, asked
 
 
@@ -79,13 +91,20 @@ def _train(path: Path, experiment: "DiffusionExperiment") -> int:
     with RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, experiment) as rundir:
         status = rundir.status()
         if status and status.step >= experiment.train.steps and status.state == "finished":
-            print(f"{path} is finished at step {status.step}; to extend it: python scripts/train.py --resume {path} train.steps={2 * status.step}")
+            print(
+                f"{path} is finished at step {status.step}; to extend it: "
+                f"python scripts/train.py --resume {path} train.steps={2 * status.step}"
+            )
             return 0
         rundir.replace_config(experiment)
         trainer = assemble.trainer(experiment, rundir)
         print(assemble.describe(trainer, path))
         code = trainer.fit()
-        done = f"finished at step {trainer.step}" if code == 0 else f"stopped by a signal at step {trainer.step}, saved; the same command goes on"
+        done = (
+            f"finished at step {trainer.step}"
+            if code == 0
+            else f"stopped by a signal at step {trainer.step}, saved; the same command goes on"
+        )
         print(f"{path}: {done}")
         return code
 

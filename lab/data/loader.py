@@ -1,6 +1,7 @@
 """From sample slots to batches: a position in, the same batch out, whatever the number of workers."""
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,16 +59,18 @@ class Loader:
     def __init__(self, source: Source, seed: int, workers: int = 0) -> None:
         self.source, self.seed, self.workers = source, seed, workers
 
-    def batches(self, start: int, sizes: Sequence[int]) -> Iterator[Batch]:
-        """Give batches for ever: of ``sizes[0]`` slots from ``start`` on, then ``sizes[1]``, and so on round and round."""
-        return iter(
-            DataLoader(
-                _Slots(self.source, self.seed),
-                batch_sampler=_Windows(start, sizes),
-                num_workers=self.workers,
-                collate_fn=self._collate,
-                prefetch_factor=4 if self.workers else None,
-            )
+    def batches(self, start: int, sizes: Sequence[int]) -> Generator[Batch, None, None]:
+        """Give batches for ever: of ``sizes[0]`` slots from ``start`` on, then ``sizes[1]``, and so on round and round.
+
+        Close it to end the workers.
+        """
+        yield from DataLoader(
+            _Slots(self.source, self.seed),
+            batch_sampler=_Windows(start, sizes),
+            num_workers=self.workers,
+            collate_fn=self._collate,
+            prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_outlive_signals,
         )
 
     def batch(self, slots: Sequence[int]) -> Batch:
@@ -77,9 +80,13 @@ class Loader:
     def _collate(self, items: list[tuple[int, Sample]]) -> Batch:
         slots, samples = zip(*items, strict=True)
         images = torch.stack([sample.image for sample in samples])
-        return Batch(
-            images, tuple(s.caption for s in samples), tuple(slots), tuple(s.id for s in samples), self.seed
-        )
+        return Batch(images, tuple(s.caption for s in samples), tuple(slots), tuple(s.id for s in samples), self.seed)
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal to the whole process group must not kill the workers before the trainer has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Windows:

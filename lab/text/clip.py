@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lab.config import Config
@@ -20,9 +20,10 @@ class ClipConfig(Config):
     Attributes:
         width, layers, heads: of the transformer.
         context: tokens per prompt, start and end included; longer prompts are cut.
-        causal: whether a token sees only what stands before it, as in the published CLIP. Both ways binds word order sooner.
-        vocabulary: the BPE tokens that have a row of their own, filled in from the data when a run starts; others share the row "unknown", so
-            that nothing walks over the 49,408 rows of which a data set uses a few hundred.
+        causal: whether a token sees only what stands before it, as in the published CLIP. Both ways binds word order
+            sooner.
+        vocabulary: the BPE tokens that have a row of their own, filled in from the data when a run starts; others share
+            the row "unknown", so that nothing walks over the 49,408 rows of which a data set uses a few hundred.
     """
 
     kind: Literal["clip"] = "clip"
@@ -32,6 +33,12 @@ class ClipConfig(Config):
     context: int = Field(32, ge=4, le=77)
     causal: bool = False
     vocabulary: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ClipConfig":
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}")
+        return self
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +90,8 @@ class ClipText(nn.Module):
             pool_type="none",
             output_tokens=True,
         )
-        # open_clip starts positions at half the size of token embeddings; as large as those, word order binds several times sooner.
+        # open_clip starts positions at half the size of token embeddings; as large as those, word order binds several
+        # times sooner.
         nn.init.normal_(self.transformer.token_embedding.weight, std=config.width**-0.5)
         nn.init.normal_(self.transformer.positional_embedding, std=config.width**-0.5)
 

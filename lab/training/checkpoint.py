@@ -7,10 +7,11 @@ A checkpoint is a folder that appears by one rename:
         ema_0.050.safetensors       one file per averaging length
         optim.safetensors           "<player>.<parameter>.exp_avg", ...: names, not indices
         state.json                  step, samples seen, what else has a history
-        MANIFEST.json               sizes and hashes of the others, and where they come from; written last
+        MANIFEST.json               sizes and hashes of the others, where they come from, and its own hash; written last
 
-Every file is flushed to the disk before the rename, the parent folder after it, and older checkpoints are deleted only once the new one has been
-read back. A torn or flipped file is found by its hash: torch and safetensors both load one without complaint.
+Every file is flushed to the disk before the rename, the parent folder after it, and older checkpoints are deleted only
+once the new one has been read back. A torn or flipped file is found by its hash: torch and safetensors both load one
+without complaint.
 """
 
 import hashlib
@@ -69,21 +70,24 @@ def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep_last: in
         StorageFailed: the disk is full or refuses; what stood there before still stands.
     """
     assert keep_last >= 2, "one checkpoint is none: the newest may be torn"
-    root.mkdir(parents=True, exist_ok=True)
     target = root / f"step-{snapshot.state['step']:08d}"
-    draft = root / f".tmp-{target.name}-{os.getpid()}"
+    draft, old = root / f".tmp-{target.name}-{os.getpid()}", root / f".tmp-old-{target.name}"
     try:
+        root.mkdir(parents=True, exist_ok=True)
         _write(draft, snapshot, facts)
         if target.exists():  # a broken folder of the same step, or the same state written again
-            shutil.rmtree(root / f".tmp-old-{target.name}", ignore_errors=True)
-            target.rename(root / f".tmp-old-{target.name}")
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
         failpoint("before_rename")
         draft.rename(target)
         failpoint("after_rename")
         sync(root)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise StorageFailed(f"checkpoint {target} could not be written ({error}); the one before it is intact") from error
+        raise StorageFailed(
+            f"checkpoint {target} could not be written ({error}); the one before it is intact"
+        ) from error
     if problem := defect(target):
         raise StorageFailed(f"checkpoint {target} reads back wrong ({problem}); the ones before it are intact")
     failpoint("before_retention")
@@ -113,7 +117,9 @@ def latest(root: Path) -> Path | None:
         problems.append(f"{folder.name}: {problem}")
         log.warning("checkpoint %s is skipped: %s", folder, problem)
     if problems:
-        raise BadData(f"every checkpoint in {root} is broken ({'; '.join(problems)}); restore one, or start another run")
+        raise BadData(
+            f"every checkpoint in {root} is broken ({'; '.join(problems)}); restore one, or start another run"
+        )
     return None
 
 
@@ -121,11 +127,14 @@ def defect(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint, or ``None`` if every file is as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
         if manifest["format_version"] > FORMAT_VERSION:
-            return f"written in format {manifest['format_version']}, this version reads up to {FORMAT_VERSION}: update Wordbrush"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            version = manifest["format_version"]
+            return f"written in format {version}, this version reads up to {FORMAT_VERSION}: update Wordbrush"
+        if manifest.pop("seal") != _seal(manifest):
+            return f"{MANIFEST} is not what was written (hash differs)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable manifest ({type(error).__name__})"
+    files = manifest["files"]
     strange = {path.name for path in folder.iterdir()} - set(files) - {MANIFEST}
     if strange:
         return f"unexpected {sorted(strange)[0]}"
@@ -147,7 +156,10 @@ def load(folder: Path) -> Snapshot:
         Refused: it is missing or broken; the message says how.
     """
     if problem := defect(folder):
-        raise Refused(f"checkpoint {folder} cannot be used: {problem}; choose another with --checkpoint, or resume from the newest good one")
+        raise Refused(
+            f"checkpoint {folder} cannot be used: {problem}; choose another with --checkpoint, or resume from the "
+            "newest good one"
+        )
     tensors = {path.stem: safetensors.torch.load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return Snapshot(tensors, json.loads((folder / "state.json").read_text()))
 
@@ -163,13 +175,15 @@ def _write(draft: Path, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
     draft.mkdir()
     failpoint("tensors")
     for stem, tensors in snapshot.tensors.items():
-        safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, draft / f"{stem}.safetensors")
+        safetensors.torch.save_file(
+            {name: t.detach().contiguous() for name, t in tensors.items()}, draft / f"{stem}.safetensors"
+        )
     failpoint("after_tensors")
     (draft / "state.json").write_text(json.dumps(snapshot.state, indent=1))
     failpoint("after_state")
     files = {path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in sorted(draft.iterdir())}
     manifest = {"format_version": FORMAT_VERSION, "files": files, **facts}
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (draft / MANIFEST).write_text(json.dumps({**manifest, "seal": _seal(manifest)}, indent=1))
     failpoint("after_manifest")
     mode = 0o666 & ~_umask()  # safetensors alone leaves files readable by their owner only
     for path in draft.iterdir():
@@ -186,12 +200,19 @@ def _forget(root: Path, keep_last: int) -> None:
             kept += defect(folder) is None
             continue
         failpoint("in_retention")
-        shutil.rmtree(folder, onerror=lambda *failed: log.warning("could not delete %s", failed[1]))
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            log.warning("an old checkpoint could not be deleted: %s", error)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _umask() -> int:

@@ -4,8 +4,9 @@ After step n (from 1) the average is beta avg + (1 - beta) weights with
 
     beta(n) = (1 - 1/n)^(gamma + 1)
 
-a power-function profile: weights of step k count in proportion to (k / n)^gamma, whatever the length of the run, and the first step is taken
-whole. Its *length* is the profile's standard deviation relative to the run, and gamma is the root of
+a power-function profile: weights of step k count in proportion to (k / n)^gamma, whatever the length of the run, and
+the first step is taken whole. Its *length* is the profile's standard deviation relative to the run, and gamma is the
+root of
 
     (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) = length^2
 
@@ -37,13 +38,16 @@ class Average:
         self.length = length
         self.gamma = gamma_of(length)
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        assert all(p.dtype in (torch.float32, torch.float64) for p in self.module.parameters()), "averages need fp32 weights"
+        assert all(p.dtype in (torch.float32, torch.float64) for p in self.module.parameters()), (
+            "averages need fp32 weights"
+        )
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after step ``step``, counted from 1."""
         beta = (1 - 1 / step) ** (self.gamma + 1)
-        averages, weights = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1 - beta)
+        averages = [average.detach() for average in self.module.parameters()]
+        weights = [weight.detach() for weight in module.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - beta)
         for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(buffer)

@@ -1,66 +1,163 @@
-"""AdamW, its parameter groups, and the learning rate as a function of the step."""
+"""AdamW and Muon, which parameter gets which, and the learning rate as a function of the step.
+
+Muon replaces the gradient's momentum of a hidden matrix by the nearest matrix whose singular values are all about 1, so
+that every direction of the matrix learns at the same speed. In a short run that is worth a third of the images. It is
+not meant for embeddings, vectors, or the first and last layer of a network; those are AdamW's.
+"""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from lab.config import Config
+from lab.layers import is_edge
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # after 5 steps all singular values lie in about [0.7, 1.2]
 
 
 class OptimizerConfig(Config):
-    """AdamW and its learning rate.
+    """What updates the weights, and how fast.
 
     Attributes:
-        rate: peak learning rate.
+        matrices: what updates the hidden matrices and kernels; all else is AdamW's.
+        rate: AdamW's peak learning rate.
+        matrix_rate: Muon's peak learning rate.
         warm_up: steps of linear warm-up.
-        decay: "wsd" stays at the peak and falls linearly over the last ``decay_share`` of the steps; "cosine" falls from the end of the
-            warm-up on; "none" stays.
+        decay: "wsd" stays at the peak and falls linearly over the last ``decay_share`` of the steps; "cosine" falls
+            from the end of the warm-up on; "none" stays.
         decay_share: see above.
         weight_decay: of matrices and kernels; norms, biases and other vectors have none.
-        betas: of the two moments.
+        betas: of AdamW's two moments.
+        momentum: of Muon.
         clip: largest norm of the gradient; 0 for no limit.
     """
 
+    matrices: Literal["adamw", "muon"] = "adamw"
     rate: float = Field(1e-3, gt=0)
+    matrix_rate: float = Field(0.01, gt=0)
     warm_up: int = Field(200, ge=0)
     decay: Literal["wsd", "cosine", "none"] = "wsd"
     decay_share: float = Field(0.25, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
+    momentum: float = Field(0.95, ge=0, lt=1)
     clip: float = Field(1.0, ge=0)
 
-    def rate_at(self, step: int, steps: int) -> float:
-        """Give the learning rate of step 0, 1, .. steps - 1: a function of the step alone."""
+    def factor_at(self, step: int, steps: int) -> float:
+        """Give the share of the peak rate at step 0, 1, .. steps - 1: a function of the step alone."""
         warm = min(1.0, (step + 1) / (self.warm_up + 1))
         if self.decay == "none":
-            return self.rate * warm
+            return warm
         if self.decay == "cosine":
             progress = max(0, step - self.warm_up) / max(1, steps - self.warm_up)
-            return self.rate * warm * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+            return warm * (1 + math.cos(math.pi * min(1.0, progress))) / 2
         left = (steps - step) / max(1.0, self.decay_share * steps)
-        return self.rate * min(warm, max(0.0, left))
+        return min(warm, max(0.0, left))
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Give AdamW's learning rate at a step."""
+        return self.rate * self.factor_at(step, steps)
 
 
-def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW over a module's trainable parameters; vectors are not decayed."""
+def build(module: nn.Module, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
+    """Give the optimizers that together hold each trainable parameter of a module once.
+
+    Each parameter group keeps its peak rate as "peak".
+    """
+    embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+
+    def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+        return (
+            parameter.ndim > 1
+            and id(parameter) not in embeddings
+            and not is_edge(parameter)
+            and "embedding" not in name
+        )
+
+    hidden = (
+        [p for name, p in module.named_parameters() if p.requires_grad and is_hidden(name, p)]
+        if config.matrices == "muon"
+        else []
+    )
+    taken = {id(parameter) for parameter in hidden}
+    others = [parameter for parameter in trainable if id(parameter) not in taken]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay, "peak": config.rate},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "peak": config.rate},
     ]
-    return torch.optim.AdamW(groups, lr=config.rate, betas=config.betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.rate, betas=config.betas, fused=True)
+    return (adamw, Muon(hidden, config.matrix_rate, config.momentum, config.weight_decay)) if hidden else (adamw,)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's learning rate to a share of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["peak"]
 
 
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
+def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale gradients down to a largest norm (0: no limit) and give the norm they had."""
     return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for matrices and convolution kernels, which count as (out, in k k) matrices.
+
+    The step is rate max(1, rows / columns)^(1/2) orthogonalise((1 - momentum) gradient + momentum average).
+
+    Args:
+        parameters: of two or more dimensions.
+        rate: size of a step.
+        momentum: of the running average of gradients, used in Nesterov's way.
+        weight_decay: decoupled, as in AdamW.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": rate, "peak": rate, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; matrices of one shape are orthogonalised together."""
+        assert closure is None, "the trainer computes gradients before the step"
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
+            for (rows, columns), parameters in shapes.items():
+                mixed = torch.stack([self._momentum(p, group["momentum"]).reshape(rows, columns) for p in parameters])
+                updates = orthogonalise(mixed) * max(1.0, rows / columns) ** 0.5
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        average = state.setdefault("momentum", torch.zeros_like(parameter))
+        average.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Bring all singular values of (n, rows, columns) matrices near 1 by Newton-Schulz iterations, in bfloat16.
+
+    Source: Jordan et al. 2024; Bernstein and Newhouse 2024, arXiv:2409.20325.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)

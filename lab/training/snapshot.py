@@ -7,18 +7,21 @@ from torch import Tensor, nn
 
 from lab.errors import Refused
 from lab.training.ema import Average
+from lab.training.optimizer import Muon
 
 Players = Mapping[str, nn.Module]
-Optimizers = Mapping[str, torch.optim.Optimizer]
+Optimizers = Mapping[str, Sequence[torch.optim.Optimizer]]
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), Muon: ("momentum",)}
 
 
 def take(players: Players, optimizers: Optimizers, averages: Sequence[Average]) -> Tensors:
     """Give every tensor of the state as file stem -> name -> tensor."""
     tensors: dict[str, Mapping[str, Tensor]] = {
-        "model": {f"{name}.{key}": value for name, player in players.items() for key, value in player.state_dict().items()},
+        "model": {
+            f"{name}.{key}": value for name, player in players.items() for key, value in player.state_dict().items()
+        },
         "optim": {
             f"{key}.{moment}": value
             for key, parameter, optimizer in _trainable(players, optimizers)
@@ -46,7 +49,9 @@ def restore(tensors: Tensors, players: Players, optimizers: Optimizers, averages
         _restore_moments(dict(tensors["optim"]), players, optimizers)
     except (KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise Refused(f"the checkpoint does not fit this configuration ({first}); use the run's own configuration") from error
+        raise Refused(
+            f"the checkpoint does not fit this configuration ({first}); use the run's own configuration"
+        ) from error
 
 
 def average_name(length: float) -> str:
@@ -55,15 +60,22 @@ def average_name(length: float) -> str:
 
 
 def _trainable(players: Players, optimizers: Optimizers) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
+    """Every trained parameter with its name and the one optimizer that holds it."""
     for name, player in players.items():
+        holder = {
+            id(p): optimizer
+            for optimizer in optimizers[name]
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         for key, parameter in player.named_parameters():
             if parameter.requires_grad:
-                yield f"{name}.{key}", parameter, optimizers[name]
+                yield f"{name}.{key}", parameter, holder[id(parameter)]
 
 
 def _restore_moments(moments: dict[str, Tensor], players: Players, optimizers: Optimizers) -> None:
     for key, parameter, optimizer in _trainable(players, optimizers):
-        saved = {moment: moments.pop(f"{key}.{moment}") for moment in MOMENTS}
+        saved = {moment: moments.pop(f"{key}.{moment}") for moment in MOMENTS[type(optimizer)]}
         # empty_like keeps the parameter's memory layout, which safetensors does not.
         optimizer.state[parameter] = {
             moment: value.to(parameter.device) if moment == "step" else torch.empty_like(parameter).copy_(value)

@@ -12,7 +12,8 @@ class Stage(Protocol):
     """Something with players and losses: a diffusion model, an autoencoder and its critic, a decoder.
 
     Attributes:
-        players: the modules that are trained, updated in this order in each step; "model" is averaged (EMA) and sampled from.
+        players: the modules that are trained, updated in this order in each step; "model" is averaged (EMA) and sampled
+            from.
     """
 
     players: MutableMapping[str, nn.Module]
@@ -20,7 +21,8 @@ class Stage(Protocol):
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give one loss per sample (b,) for a player, and per-sample metrics (b,) to be averaged.
 
-        Everything random is a function of the batch's slots, and a sample's loss does not depend on the others in the batch.
+        Everything random is a function of the batch's slots, and a sample's loss does not depend on the others in the
+        batch.
         """
         ...
 

@@ -3,17 +3,17 @@
 A step takes ``batch`` samples from slot ``seen`` on, in micro-batches of any size, and updates each player in turn:
 
     gradient = sum over the step's samples of d loss_i / batch          (exact whatever the micro-batches)
-    clip, check that it is finite, AdamW at rate_at(step), then the averages
+    clip, check that it is finite, the optimizers at their rates of this step, then the averages
 
-Data, noise and rates are functions of the slot and the step, so the state between steps is the weights, the averages, AdamW's moments and one
-number: running the same command again goes on bit for bit.
+Data, noise and rates are functions of the slot and the step, so the state between steps is the weights, the averages,
+the optimizers' moments and one number: running the same command again goes on bit for bit.
 """
 
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ from lab.rundir import RunDir, State
 from lab.runtime import Runtime
 from lab.training import checkpoint, snapshot
 from lab.training.ema import Average
-from lab.training.optimizer import OptimizerConfig, adamw, clip, set_rate
+from lab.training.optimizer import OptimizerConfig, build, clip, set_rates
 from lab.training.signals import Stopper
 from lab.training.stage import Stage
 
@@ -46,9 +46,10 @@ class TrainConfig(Config):
     Attributes:
         steps: optimizer steps in all.
         batch: samples per step.
-        micro_batch: samples per pass of the network, any number up to ``batch``; 0 for all at once. The step is the same but for rounding.
+        micro_batch: samples per pass of the network, any number up to ``batch``; 0 for all at once. The step is the
+            same but for rounding.
         workers: loader processes; 0 loads in the training process.
-        optimizer: AdamW and its rate.
+        optimizer: what updates the weights, and its rates.
         ema: relative lengths of the averages of the weights; samples are drawn from the first.
         log_every, preview_every, checkpoint_every: in steps; previews 0 for none.
         keep_last: checkpoints to keep, at least 2.
@@ -69,8 +70,11 @@ class TrainConfig(Config):
     def _possible(self) -> "TrainConfig":
         if self.micro_batch > self.batch:
             raise ValueError(f"micro_batch {self.micro_batch} is larger than batch {self.batch}")
-        if not self.ema or not all(0 < length < 0.28 for length in self.ema) or len(set(self.ema)) < len(self.ema):
-            raise ValueError(f"ema must be one or more different lengths between 0 and 0.28, got {list(self.ema)}")
+        names = {snapshot.average_name(length) for length in self.ema}
+        if not self.ema or not all(0.001 <= length < 0.28 for length in self.ema) or len(names) < len(self.ema):
+            raise ValueError(
+                f"ema must be one or more different lengths from 0.001 to 0.28, to three decimals, got {list(self.ema)}"
+            )
         return self
 
     def windows(self) -> list[int]:
@@ -103,7 +107,8 @@ class Trainer:
         facts: what every checkpoint's manifest says of its origin.
         evaluators: measured on their own periods.
         step: optimizer steps made so far.
-        seconds: wall time of training so far, previews and checkpoints included, over all processes that worked on the run.
+        seconds: wall time of training so far, previews and checkpoints included, over all processes that worked on the
+            run.
     """
 
     stage: Stage
@@ -119,7 +124,7 @@ class Trainer:
     def __post_init__(self) -> None:
         for name, player in self.stage.players.items():
             self.stage.players[name] = self.runtime.place(player)
-        self.optimizers = {name: adamw(player, self.config.optimizer) for name, player in self.stage.players.items()}
+        self.optimizers = {name: build(player, self.config.optimizer) for name, player in self.stage.players.items()}
         self.averages = [Average(self.stage.players["model"], length) for length in self.config.ema]
         self._failed_saves = 0
         self._meter = Meter()
@@ -137,7 +142,7 @@ class Trainer:
 
         Raises:
             NonFinite: a loss or gradient is not a number; nothing of that step is kept.
-            StorageFailed: the disk refused three checkpoints in a row.
+            StorageFailed: the disk refused three checkpoints in a row, or the last one.
         """
         newest = checkpoint.latest(self.rundir.checkpoints)
         checkpoint.clean(self.rundir.checkpoints)
@@ -171,8 +176,8 @@ class Trainer:
         """
         if saved.state["batch"] != self.config.batch:
             raise Refused(
-                f"train.batch={self.config.batch}, but the checkpoint was trained with {saved.state['batch']}: keep the batch "
-                "(train.micro_batch is free), or start another run"
+                f"train.batch={self.config.batch}, but the checkpoint was trained with {saved.state['batch']}: "
+                "keep the batch (train.micro_batch is free), or start another run"
             )
         snapshot.restore(saved.tensors, self.stage.players, self.optimizers, self.averages)
         self.step, self.seconds = int(saved.state["step"]), float(saved.state["seconds"])
@@ -180,10 +185,11 @@ class Trainer:
 
     def _loop(self, stopper: Stopper) -> None:
         config = self.config
-        batches, meter = self.loader.batches(self.seen, config.windows()), self._meter
-        began = time.perf_counter() - self.seconds
-        with tqdm(total=config.steps, initial=self.step, unit="step", desc="train", dynamic_ncols=True) as bar:
-            while self.step < config.steps and stopper.signal is None:
+        meter, began = self._meter, time.perf_counter() - self.seconds
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", desc="train", dynamic_ncols=True)
+        with closing(self.loader.batches(self.seen, config.windows())) as batches, bar:
+            last = False
+            while not last and self.step < config.steps:
                 with meter.waiting():
                     window = [self._receive(next(batches)) for _ in config.windows()]
                 for name in self.stage.players:
@@ -194,22 +200,25 @@ class Trainer:
                 bar.update()
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     figures = meter.read(config.batch)
-                    bar.set_postfix(loss=f"{figures['train/loss']:.4f}", images_per_s=f"{figures['time/images_per_second']:.0f}")
+                    bar.set_postfix(
+                        loss=f"{figures['train/loss']:.4f}", images_per_s=f"{figures['time/images_per_second']:.0f}"
+                    )
                     self.rundir.log(self.step, self.seen, figures)
                 self.seconds = time.perf_counter() - began
                 with meter.paused():
                     self._look(stopper)
-                    if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopper.signal is not None:
-                        self._save()
+                    last = self.step == config.steps or stopper.signal is not None
+                    if last or self.step % config.checkpoint_every == 0:
+                        self._save(last)
 
     def _receive(self, batch: Batch) -> Batch:
         return batch.with_images(self.runtime.batch(batch.images))
 
     def _update(self, name: str, window: Sequence[Batch]) -> dict[str, Tensor]:
         """Make one optimizer step of one player; give sums over the step's samples, divided by the batch."""
-        player, optimizer, config = self.stage.players[name], self.optimizers[name], self.config
+        player, optimizers, config = self.stage.players[name], self.optimizers[name], self.config
         player.train()
-        optimizer.zero_grad(set_to_none=True)
+        player.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.runtime.device))
         prefix = "" if name == "model" else f"{name}/"
         for batch in window:
@@ -222,17 +231,27 @@ class Trainer:
         norm = clip(player.parameters(), config.optimizer.clip)
         if not (torch.isfinite(norm) and torch.isfinite(sums[prefix + "loss"])):
             self._report_non_finite(name, window)
-        rate = config.optimizer.rate_at(self.step, config.steps)
-        set_rate(optimizer, rate)
-        optimizer.step()
-        return {**sums, prefix + "gradient_norm": norm, prefix + "learning_rate": torch.tensor(rate)}
+        factor = config.optimizer.factor_at(self.step, config.steps)
+        set_rates(optimizers, factor)
+        for optimizer in optimizers:
+            optimizer.step()
+        return {
+            **sums,
+            prefix + "gradient_norm": norm,
+            prefix + "learning_rate": torch.tensor(factor * config.optimizer.rate),
+        }
 
     def _report_non_finite(self, name: str, window: Sequence[Batch]) -> None:
-        modules = [key for key, p in self.stage.players[name].named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        modules = [
+            key
+            for key, p in self.stage.players[name].named_parameters()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
         ids = [sample for batch in window for sample in batch.ids]
         raise NonFinite(
-            f"step {self.step + 1}: loss or gradient of {name!r} is not finite (first in {modules[0] if modules else 'the loss'}; samples {ids[0]} .. "
-            f"{ids[-1]}); nothing of this step is kept. Lower train.optimizer.rate, or set runtime.precision=fp32"
+            f"step {self.step + 1}: loss or gradient of {name!r} is not finite (first in "
+            f"{modules[0] if modules else 'the loss'}; samples {ids[0]} .. {ids[-1]}); nothing of this step is kept. "
+            "Lower train.optimizer.rate, or set runtime.precision=fp32"
         )
 
     def _look(self, stopper: Stopper) -> None:
@@ -248,12 +267,13 @@ class Trainer:
                 with torch.random.fork_rng(), torch.no_grad():
                     self.rundir.log(self.step, self.seen, evaluator(model))
 
-    def _save(self) -> None:
+    def _save(self, last: bool) -> None:
+        self.rundir.flush()
         try:
             folder = checkpoint.save(self.rundir.checkpoints, self.state(), self.facts, self.config.keep_last)
         except StorageFailed as error:
             self._failed_saves += 1
-            if self._failed_saves >= MAX_FAILED_SAVES:
+            if last or self._failed_saves >= MAX_FAILED_SAVES:
                 raise
             log.warning("%s; the next try is in %d steps", error, self.config.checkpoint_every)
             return
@@ -268,7 +288,8 @@ class Trainer:
 class Meter:
     """Means of the figures since the last reading, and where the time went.
 
-    The sums are a part of the checkpoint, so that a run writes the same lines however often it was interrupted; the times are this process's own.
+    The sums are a part of the checkpoint, so that a run writes the same lines however often it was interrupted; the
+    times are this process's own.
 
     Args:
         state: sums and steps to go on from.

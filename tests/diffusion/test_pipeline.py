@@ -1,0 +1,114 @@
+"""Prompts to images: an image is a function of its recipe and of nothing else, bit for bit."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from diffusion.guidance import classifier_free
+from diffusion.pipeline import Pipeline, Request, SamplingConfig
+from diffusion.samplers import ddim, uniform_times
+from diffusion.text_to_image import TextToImage
+from lab.randomness import normal
+from lab.runtime import Runtime
+from vae.codec import Pixels
+
+Tiny = Callable[..., TextToImage]
+
+PROMPTS = [
+    "a red circle above a blue square",
+    "a green ring",
+    "two white crosses",
+    "",
+    "a blue ring",
+    "a red square",
+    "a white ring below",
+]
+REQUESTS = [Request(prompt, number % 3, "a red ring" if number == 5 else "") for number, prompt in enumerate(PROMPTS)]
+CPU = torch.device("cpu")
+
+
+def draw(pipeline: Pipeline, requests: Sequence[Request], sampling: SamplingConfig, seed: int = 0) -> Tensor:
+    return torch.cat(list(pipeline.draw(requests, seed, sampling)))
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [Runtime(CPU, "fp32"), Runtime(CPU, "bf16"), Runtime(CPU, "bf16", channels_last=True)],
+    ids=["fp32", "bf16", "nhwc"],
+)
+@pytest.mark.parametrize(
+    "settings", [{"sampler": "ddim"}, {"sampler": "ddim", "eta": 0.7}, {"sampler": "ddpm"}], ids=["ddim", "eta", "ddpm"]
+)
+def test_an_image_does_not_depend_on_what_it_was_asked_for_with(
+    runtime: Runtime, settings: dict[str, object], tiny: Tiny
+) -> None:
+    pipeline = Pipeline(runtime.place(tiny()), Pixels(), 8, runtime)
+    sampling = SamplingConfig.model_validate({"steps": 3, "chunk": 4, **settings})
+    seven = draw(pipeline, REQUESTS, sampling)
+    order = [4, 0, 6, 2, 5, 1, 3]
+    assert torch.equal(draw(pipeline, [REQUESTS[i] for i in order], sampling), seven[order])
+    assert torch.equal(draw(pipeline, REQUESTS[:4], sampling), seven[:4])
+    for i, request in enumerate(REQUESTS):
+        assert torch.equal(draw(pipeline, [request], sampling), seven[i : i + 1])
+
+
+def test_a_deterministic_image_is_its_noise_walked_to_data(tiny: Tiny) -> None:
+    model = tiny()
+    pipeline, sampling = Pipeline(model, Pixels(), 8, Runtime(CPU)), SamplingConfig(steps=4, guidance=2.5, chunk=2)
+    images = draw(pipeline, [Request("a red circle", 5, "a ring"), Request("", 2)], sampling, seed=9)
+    denoise = classifier_free(model.denoiser, model.encode(["a red circle", ""]), model.encode(["a ring", ""]), 2.5)
+    schedule, times = model.denoiser.schedule, uniform_times(4)
+    start = schedule(times[:1])[1].item() * normal(9, "sample", [5, 2], (3, 8, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(images, ddim(denoise, start, times, schedule))
+
+
+def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
+    pipeline, base = Pipeline(tiny(), Pixels(), 8, Runtime(CPU)), SamplingConfig(steps=3, chunk=1)
+    reference = draw(pipeline, [Request("a red circle")], base)
+    others = [
+        draw(pipeline, [Request("a blue circle")], base),
+        draw(pipeline, [Request("a red circle", 1)], base),
+        draw(pipeline, [Request("a red circle", 0, "a ring")], base),
+        draw(pipeline, [Request("a red circle")], base, seed=1),
+        *(
+            draw(pipeline, [Request("a red circle")], base.model_copy(update=change))
+            for change in (
+                {"steps": 4},
+                {"guidance": 1.0},
+                {"eta": 0.5},
+                {"sampler": "ddpm"},
+                {"sampler": "ddpm", "variance": "lower"},
+            )
+        ),
+    ]
+    for one, image in enumerate(others):
+        assert not any(torch.allclose(image, other) for other in [reference, *others[:one]])
+
+
+def test_images_come_in_order_on_the_cpu_and_not_clamped(tiny: Tiny) -> None:
+    pipeline = Pipeline(tiny(), Pixels(), 8, Runtime(CPU, "bf16"))
+    chunks = list(pipeline.draw(REQUESTS, 0, SamplingConfig(steps=1, chunk=3, guidance=10)))
+    assert [tuple(chunk.shape) for chunk in chunks] == [(3, 3, 8, 8), (3, 3, 8, 8), (1, 3, 8, 8)]
+    images = torch.cat(chunks)
+    assert images.dtype == torch.float32
+    assert not images.requires_grad
+    assert images.abs().max() > 1
+    assert list(pipeline.draw([], 0, SamplingConfig())) == []
+
+
+def test_drawing_leaves_the_global_generator_alone(tiny: Tiny) -> None:
+    before = torch.get_rng_state()
+    draw(Pipeline(tiny(), Pixels(), 8, Runtime(CPU)), REQUESTS[:2], SamplingConfig(sampler="ddpm", steps=2, chunk=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sampler": "euler"}, {"steps": 0}, {"eta": 1.5}, {"variance": "middle"}, {"chunk": 0}]
+)
+def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SamplingConfig.model_validate(wrong)

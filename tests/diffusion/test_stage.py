@@ -1,0 +1,148 @@
+"""Diffusion as a stage: what a sample's loss depends on, and how often its caption is dropped."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from diffusion.loss import LogitNormalTimes, add_noise
+from diffusion.parameterization import X0, Eps, V
+from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
+from diffusion.stage import DiffusionConfig, DiffusionStage, build
+from diffusion.text_to_image import TextToImage
+from lab.config import parse
+from lab.data.loader import Batch
+from lab.errors import Refused
+from lab.randomness import normal, uniform
+from lab.runtime import Runtime
+from lab.text.clip import ClipConfig
+from vae.codec import Pixels
+
+Tiny = Callable[..., TextToImage]
+RUNTIME = Runtime(torch.device("cpu"))
+CAPTIONS = ("a red circle", "two white crosses", "", "a blue ring", "a green square")
+
+
+def batch(slots: list[int], seed: int = 0) -> Batch:
+    """What slot i holds depends on i alone."""
+    images = normal(7, "image", slots, (3, 8, 8)).double().clamp(-1, 1)
+    return Batch(
+        images, tuple(CAPTIONS[slot % len(CAPTIONS)] for slot in slots), tuple(slots), tuple(map(str, slots)), seed
+    )
+
+
+def stage(model: nn.Module, **settings: object) -> DiffusionStage:
+    return DiffusionStage(DiffusionConfig.model_validate(settings), model, Pixels(), 8, RUNTIME)
+
+
+class Recorder(nn.Module):
+    """Stands in for the model: keeps what it was given and answers with a constant."""
+
+    def __init__(self, answer: float = 0.0) -> None:
+        super().__init__()
+        self.answer, self.heard = answer, []
+
+    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, None]:
+        self.heard.append((x_t, t, ids))
+        return torch.full_like(x_t, self.answer), None
+
+
+def test_the_loss_of_a_slot_does_not_depend_on_its_batch(tiny: Tiny) -> None:
+    made = stage(tiny().double(), caption_drop=0.4)
+    slots = [3, 11, 4, 29, 8]
+    losses, _ = made.loss("model", batch(slots))
+    assert losses.shape == (5,)
+    turned, _ = made.loss("model", batch(slots[::-1]))
+    torch.testing.assert_close(turned.flip(0), losses, rtol=1e-10, atol=0)
+    for slot, loss in zip(slots, losses, strict=True):
+        torch.testing.assert_close(made.loss("model", batch([slot]))[0][0], loss, rtol=1e-10, atol=0)
+    assert not torch.isclose(losses, made.loss("model", batch(slots, seed=1))[0]).any()
+
+
+@pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=repr)
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), Quadratic()], ids=lambda schedule: schedule.kind)
+def test_the_loss_is_the_mean_square_over_the_networks_own_target(
+    parameterization: Eps | X0 | V, schedule: Schedule, tiny: Tiny
+) -> None:
+    """And so it is 0 for the network that says its target, and the error in x0 over out^2 for any other."""
+    given, slots = batch([1, 2, 3]), [1, 2, 3]
+    made = stage(tiny(), schedule=schedule, parameterization=parameterization, times=LogitNormalTimes())
+    made.players["model"] = recorder = Recorder(0.25)
+    losses, _ = made.loss("model", given)
+    noised = add_noise(given.images, slots, 0, schedule, LogitNormalTimes())
+    torch.testing.assert_close(recorder.heard[0][:2], (noised.x_t, noised.t))
+    for k in range(3):
+        skip, out, _ = parameterization(noised.alpha[k], noised.sigma[k])
+        error = skip * noised.x_t[k] + out * 0.25 - given.images[k]
+        torch.testing.assert_close(losses[k], error.square().mean() / out**2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_captions_are_dropped_one_by_one_with_the_stated_share(share: float, tiny: Tiny) -> None:
+    model, slots = tiny(), list(range(2000))
+    made = stage(model, caption_drop=share)
+    made.players["model"] = recorder = Recorder()
+    made.loss("model", Batch(torch.zeros(2000, 3, 1, 1), ("a red circle",) * 2000, tuple(slots), ("",) * 2000, 5))
+    ids, (null, told) = recorder.heard[0][2], model.text.tokenize(["", "a red circle"])
+    dropped = (ids == null).all(dim=1)
+    assert (ids[~dropped] == told).all()
+    assert dropped.double().mean().item() == pytest.approx(share, abs=4 * (share * (1 - share) / 2000) ** 0.5)
+    assert torch.equal(dropped, uniform(5, "caption_drop", slots) < share)
+
+
+def test_latents_are_drawn_from_the_posterior_by_slot(tiny: Tiny) -> None:
+    class Fuzzy(Pixels):
+        def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images, torch.full_like(images, 0.1)
+
+    made, given = stage(tiny(), parameterization=X0()), batch([5, 6])
+    made.codec = Fuzzy()
+    made.players["model"] = Recorder()
+    latents = given.images + 0.1 * normal(0, "posterior", [5, 6], (3, 8, 8))
+    torch.testing.assert_close(made.loss("model", given)[0], latents.square().mean(dim=(1, 2, 3)))
+
+
+def test_previews_show_the_weights_given_with_the_same_noise_every_time(tiny: Tiny) -> None:
+    model, other = tiny(), tiny()
+    with torch.no_grad():
+        other.denoiser.network.head[2].weight.mul_(2)
+    made = stage(model, sampling={"steps": 2, "chunk": 2})
+    images = made.preview(model, CAPTIONS[:3])
+    assert images.shape == (3, 3, 8, 8)
+    assert torch.equal(images, made.preview(model, CAPTIONS[:3]))
+    assert not torch.allclose(images, made.preview(other, CAPTIONS[:3]))
+
+
+def test_findings_tell_what_signal_is_left_at_the_end(tiny: Tiny) -> None:
+    found = stage(tiny(), schedule=Linear(steps=500), caption_drop=0.2).findings()
+    assert found["alpha_at_1"] == pytest.approx(6.4e-3**0.5, rel=0.01)
+    assert found["caption_drop"] == 0.2
+
+
+def test_weights_are_a_function_of_the_seed() -> None:
+    def weights(seed: int) -> list[Tensor]:
+        text = ClipConfig(width=16, heads=2, layers=1, context=12, vocabulary=(49406, 49407))
+        unet = {"patch": 2, "widths": (16,), "depth": 1, "attention": (0,), "head_width": 16}
+        return list(build(DiffusionConfig.model_validate({"unet": unet}), text, Pixels(), seed).parameters())
+
+    before = torch.get_rng_state()
+    first, again, other = weights(0), weights(0), weights(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(map(torch.equal, first, again))
+    assert not all(map(torch.equal, first, other))
+
+
+def test_eps_on_a_schedule_that_ends_without_signal_is_refused() -> None:
+    with pytest.raises(Refused, match="predict v or x0"):
+        parse({"parameterization": {"kind": "eps"}, "schedule": {"kind": "flow"}}, DiffusionConfig)
+    with pytest.raises(ValidationError, match="predict v or x0"):
+        DiffusionConfig(parameterization=Eps(), schedule=Flow())
+    DiffusionConfig(parameterization=Eps(), schedule=Linear())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_captions_lies_between_0_and_1(share: float) -> None:
+    with pytest.raises(ValidationError):
+        DiffusionConfig(caption_drop=share)

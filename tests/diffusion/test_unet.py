@@ -1,0 +1,158 @@
+"""The UNet's contracts: sizes, birth, text, positions, taps. Nothing here counts parameters."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from diffusion.condition import Cond
+from diffusion.unet import UNet, UNetConfig
+
+CONFIG = UNetConfig(patch=2, widths=(16, 32), depth=1, attention=(0, 1), head_width=16)  # factor 4
+CHANNELS, TOKENS, TEXT, POOLED = 5, 7, 11, 13  # mutually prime, so that no axis passes for another
+
+
+def born(config: UNetConfig = CONFIG) -> UNet:
+    torch.manual_seed(0)
+    return UNet(config, CHANNELS, TEXT, POOLED).double()
+
+
+def drawn(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def said(batch: int, real: int = TOKENS) -> Cond:
+    mask = torch.arange(TOKENS).expand(batch, -1) < real
+    return Cond(drawn(batch, TOKENS, TEXT), mask, drawn(batch, POOLED, seed=2))
+
+
+@pytest.fixture
+def unet(awaken) -> UNet:
+    return awaken(born())
+
+
+X, ANGLE = drawn(3, CHANNELS, 12, 20, seed=3), torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64)
+
+
+def test_it_says_nothing_at_birth() -> None:
+    assert torch.equal(born()(X, ANGLE, said(3)), torch.zeros_like(X))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        UNetConfig(patch=1, widths=(16, 32, 48), depth=2, attention=(2,), head_width=16),
+        UNetConfig(patch=4, widths=(32,), depth=1, attention=()),
+    ],
+    ids=["patch-2", "three-levels", "one-level"],
+)
+def test_any_size_divisible_by_the_factor_works(config: UNetConfig, awaken) -> None:
+    unet, f = awaken(born(config)), config.factor
+    for height, width in ((f, f), (3 * f, 5 * f), (7 * f, 2 * f)):
+        x = drawn(3, CHANNELS, height, width)
+        out = unet(x, ANGLE, said(3))
+        assert out.shape == x.shape
+        assert out.isfinite().all()
+        assert out.abs().min() > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 18), (10, 20), (2, 4)])
+def test_another_size_is_refused(height: int, width: int) -> None:
+    with pytest.raises(ValueError, match=f"{height} x {width} is not divisible by the network's factor 4"):
+        born()(torch.zeros(1, CHANNELS, height, width, dtype=torch.float64), ANGLE[:1], said(1))
+
+
+def test_images_do_not_see_each_other(unet: UNet) -> None:
+    cond = said(3)
+    together = unet(X, ANGLE, cond)
+    for i in range(3):
+        alone = unet(X[i : i + 1], ANGLE[i : i + 1], Cond(*(part[i : i + 1] for part in cond)))
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-10, atol=1e-10)
+
+
+def test_every_input_is_heard(unet: UNet) -> None:
+    cond, out = said(3), unet(X, ANGLE, said(3))
+    others = [
+        (X.flip(0), ANGLE, cond),
+        (X, ANGLE.flip(0), cond),
+        (X, ANGLE, cond._replace(tokens=cond.tokens.flip(0))),
+        (X, ANGLE, cond._replace(pooled=cond.pooled.flip(0))),
+        (X, ANGLE, cond._replace(mask=said(3, real=4).mask)),
+    ]
+    for x, angle, other in others:
+        changed = (unet(x, angle, other) - out).abs().amax(dim=(1, 2, 3))
+        assert changed[0] > 1e-4
+        assert changed[2] > 1e-4
+
+
+def test_masked_tokens_change_nothing(unet: UNet) -> None:
+    cond = said(3, real=4)
+    spoiled = cond.tokens.clone()
+    spoiled[:, 4:] = 1e3
+    assert torch.equal(unet(X, ANGLE, cond._replace(tokens=spoiled)), unet(X, ANGLE, cond))
+
+
+def test_what_a_token_adds_depends_on_the_place(unet: UNet) -> None:
+    """One pooled vector in the place of tokens would add the same vector everywhere, which a bias does as well."""
+    cond = said(3)
+    other = cond._replace(tokens=cond.tokens.roll(1, dims=0))
+    shown: list[Tensor] = []
+    blind = torch.zeros_like(X)  # the same everywhere, so only the position can tell places apart
+    for text in (cond, other):
+        unet(blind, ANGLE, text, lambda name, feature: shown.append(feature) if name == "down0" else None)
+    added = shown[1] - shown[0]
+    assert added.abs().max() > 1e-3
+    assert added.std(dim=(2, 3)).max() > 0.01 * added.abs().max()
+
+
+def test_positions_are_known_everywhere_not_only_at_the_border(unet: UNet) -> None:
+    """Convolutions on a torus have no border to count from: output moves with input, unless places are known."""
+    for module in unet.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+    f, cond = unet.factor, said(3)
+
+    def moved(image: Tensor) -> Tensor:
+        return image.roll((f, 2 * f), dims=(2, 3))
+
+    assert (unet(moved(X), ANGLE, cond) - moved(unet(X, ANGLE, cond))).abs().max() > 1e-2
+    with torch.no_grad():
+        unet.place.linear.weight.zero_()
+    torch.testing.assert_close(unet(moved(X), ANGLE, cond), moved(unet(X, ANGLE, cond)), rtol=1e-9, atol=1e-9)
+
+
+def test_the_tap_names_every_level(unet: UNet) -> None:
+    seen: dict[str, tuple[int, ...]] = {}
+    tapped = unet(X, ANGLE, said(3), lambda name, feature: seen.update({name: tuple(feature.shape)}))
+    assert list(seen.items()) == [
+        ("down0", (3, 16, 6, 10)),
+        ("middle", (3, 32, 3, 5)),
+        ("up0", (3, 16, 6, 10)),
+    ]
+    assert torch.equal(tapped, unet(X, ANGLE, said(3)))
+
+
+def test_no_weight_is_idle(unet: UNet) -> None:
+    unet(X, ANGLE, said(3)).square().sum().backward()
+    idle = [name for name, parameter in unet.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert idle == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        ({"widths": ()}, "widths must be positive multiples of 16"),
+        ({"widths": (16, 20)}, "multiples of 16, got \\[16, 20\\]"),
+        ({"widths": (32, 64), "attention": (2,)}, "attention names level 2, but the levels are 0 to 1"),
+        (
+            {"widths": (32, 48), "attention": (1,), "head_width": 32},
+            "head_width 32 does not divide the 48 channels of level 1",
+        ),
+        ({"patch": 0}, "greater than or equal to 1"),
+        ({"depth": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_impossible_shapes_are_refused(wrong: dict[str, object], cause: str) -> None:
+    with pytest.raises(ValidationError, match=cause):
+        UNetConfig.model_validate(wrong)

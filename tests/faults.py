@@ -1,0 +1,215 @@
+"""Scripts in processes of their own, started in milliseconds, with faults on purpose.
+
+``Scripts`` starts one process that imports torch and everything else once, and then forks a child for every script that
+is run. It is a fresh process, so that no operation of torch has started threads before the fork. A child ends as a
+script ends, by itself or by a signal.
+
+    with Scripts() as script:
+        done = script("train", "tests/tiny.yaml", "--run", folder, fault=(signal_at, "after_tensors", 2, SIGKILL))
+        assert done.code == -SIGKILL
+
+A fault is one of the functions below with its arguments; it changes the child alone.
+"""
+
+import gc
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "tests" / "tiny.yaml"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def signal_at(place: str, nth: int, number: int) -> None:
+    """Send this process a signal at the nth passing of a place: a failpoint of ``checkpoint.save``, or "loss" (one per
+    micro-batch)."""
+    at(place, nth, lambda: os.kill(os.getpid(), number))
+
+
+def signal_group_at(place: str, nth: int, number: int) -> None:
+    """Send the signal to the data workers too, as a terminal or a scheduler does."""
+    os.setpgrp()
+    at(place, nth, lambda: os.killpg(0, number))
+
+
+def nan_at(nth: int) -> None:
+    """Let the nth loss be NaN."""
+    import torch
+
+    from diffusion.stage import DiffusionStage
+
+    honest, calls = DiffusionStage.loss, Counter(nth)
+
+    def loss(self: Any, player: str, batch: Any) -> Any:
+        losses, metrics = honest(self, player, batch)
+        return losses * torch.nan if calls.due() else losses, metrics
+
+    DiffusionStage.loss = loss  # type: ignore[method-assign]
+
+
+def forget(part: str) -> None:
+    """Let a resume forget a part of the state: "optim", "ema", "step" or "meter"."""
+    from lab.training import checkpoint, snapshot
+    from lab.training.trainer import Trainer
+
+    load_state, restore = Trainer.load_state, snapshot.restore
+
+    def forgetful(self: Trainer, saved: checkpoint.Snapshot) -> None:
+        meter = {"sums": {}, "steps": 0}
+        state = (
+            saved.state
+            | ({"step": saved.state["step"] - 1} if part == "step" else {})
+            | ({"meter": meter} if part == "meter" else {})
+        )
+        load_state(self, checkpoint.Snapshot(saved.tensors, state))
+
+    def partial(tensors: Any, players: Any, optimizers: Any, averages: Any) -> None:
+        restore(tensors, players, optimizers, averages)
+        if part == "optim":
+            for optimizer in (optimizer for player in optimizers.values() for optimizer in player):
+                optimizer.state.clear()
+        if part == "ema":
+            for average in averages:
+                average.module.load_state_dict(players["model"].state_dict())
+
+    Trainer.load_state, snapshot.restore = forgetful, partial  # type: ignore[method-assign]
+
+
+def small_disk(num_bytes: int) -> None:
+    """Let no file grow beyond this size, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
+
+
+@dataclass
+class Counter:
+    """Counts the passings of a place."""
+
+    nth: int
+    passed: int = 0
+
+    def due(self) -> bool:
+        """Whether this passing is the nth."""
+        self.passed += 1
+        return self.passed == self.nth
+
+
+def at(place: str, nth: int, act: Callable[[], None]) -> None:
+    """Do something at the nth passing of a place."""
+    from diffusion.stage import DiffusionStage
+    from lab.training import checkpoint
+
+    calls = Counter(nth)
+    if place != "loss":
+        checkpoint.failpoint = lambda name: act() if name == place and calls.due() else None
+        return
+    honest = DiffusionStage.loss
+
+    def loss(self: Any, player: str, batch: Any) -> Any:
+        if calls.due():
+            act()
+        return honest(self, player, batch)
+
+    DiffusionStage.loss = loss  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a script ended: exit code, or minus the signal that killed it; what it wrote to stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Scripts(AbstractContextManager["Scripts"]):
+    """Runs scripts in forks of one process that has imported everything."""
+
+    def __enter__(self) -> "Scripts":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.stdin.close()  # type: ignore[union-attr]
+
+    def __call__(self, name: str, *arguments: object, fault: tuple[Any, ...] = ()) -> Done:
+        """Run ``scripts/<name>.py`` with arguments, and maybe a fault, to its end."""
+        call, *rest = fault or (None,)
+        order = {
+            "name": name,
+            "arguments": [str(a) for a in arguments],
+            "fault": [call.__name__, *rest] if call else None,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return Done(**json.loads(self._process.stdout.readline()))
+
+
+def serve(orders: Iterator[str]) -> None:
+    """Fork a child per order and answer with how it ended; import what is heavy, but compute nothing, before."""
+    import torch.utils.tensorboard  # noqa: F401
+
+    from lab.text.clip import _tokenizer
+    from scripts import assemble, evaluate, gallery, measure, sample, train  # noqa: F401
+
+    _tokenizer()
+    gc.freeze()  # or a child copies every page that its collector looks at
+    answers = os.fdopen(os.dup(1), "w")
+    for line in orders:
+        order = json.loads(line)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = os.fork()
+            if child == 0:
+                for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out.fileno(), 1), (err.fileno(), 2)):
+                    os.dup2(source, target)
+                play(order)
+            _, status = os.waitpid(child, 0)
+            texts = {name: (file.seek(0), file.read().decode())[1] for name, file in (("out", out), ("err", err))}
+        answers.write(json.dumps({"code": os.waitstatus_to_exitcode(status), **texts}) + "\n")
+        answers.flush()
+
+
+def play(order: dict[str, Any]) -> None:
+    """Be the script, to the end of this process."""
+    import importlib
+
+    from scripts import entry
+
+    if order["fault"]:
+        name, *arguments = order["fault"]
+        globals()[name](*arguments)
+    sys.argv = [f"scripts/{order['name']}.py", *order["arguments"]]
+    try:
+        entry.run(importlib.import_module(f"scripts.{order['name']}").main)
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)  # taking the interpreter down in good order takes longer than most tests
+
+
+if __name__ == "__main__":
+    serve(iter(sys.stdin.readline, ""))

@@ -1,0 +1,200 @@
+"""The same command again continues bit for bit, however the run was stopped.
+
+The tiny preset makes 9 steps of 6 samples in micro-batches of 4 and 2, so a loss with an even number lies inside an
+accumulation window; it saves at steps 2, 4, 6, 8 and 9 and logs at 3, 6 and 9, so most checkpoints hold a mean that has
+only begun.
+"""
+
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, SIGUSR1
+from typing import Any
+
+import pytest
+
+from lab.rundir import RunDir
+from lab.training import checkpoint
+from tests.faults import TINY, Scripts, forget, nan_at, signal_at, signal_group_at, small_disk
+
+FILES = {"model.safetensors", "ema_0.050.safetensors", "ema_0.100.safetensors", "optim.safetensors"}
+
+
+def measured(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the times, which are nobody's to repeat."""
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in RunDir.view(run).metrics()]
+
+
+def differences(one: Path, other: Path) -> set[str]:
+    """The files of the last checkpoint that are not bitwise equal, and "metrics" if a figure, or the steps that have
+    one, differ."""
+    ends = [checkpoint.latest(run / "ckpt") for run in (one, other)]
+    assert None not in ends
+    found = {name for name in FILES if len({(end / name).read_bytes() for end in ends if end}) > 1}
+    return found | ({"metrics"} if measured(one) != measured(other) else set())
+
+
+def test_a_run_saves_logs_and_finishes(reference: Path) -> None:
+    assert sorted(folder.name for folder in (reference / "ckpt").iterdir()) == ["step-00000008", "step-00000009"]
+    assert {path.name for path in (reference / "ckpt" / "step-00000009").iterdir()} == FILES | {
+        "state.json",
+        "MANIFEST.json",
+    }
+    assert [(line["step"], line["seen"]) for line in measured(reference)] == [(3, 18), (6, 36), (9, 54)]
+    assert sorted(path.name for path in (reference / "previews").iterdir()) == [
+        "samples-00000005.png",
+        "samples-00000009.png",
+    ]
+    status = RunDir.view(reference).status()
+    assert status is not None
+    assert (status.state, status.step, status.checkpoint) == ("finished", 9, "step-00000009")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [("tensors", 1), ("after_tensors", 1), ("after_state", 2)],
+        [("after_manifest", 2), ("before_rename", 1), ("after_rename", 2)],
+        [("before_retention", 2), ("in_retention", 1), ("loss", 1)],
+        [("loss", 2), ("loss", 8), ("loss", 4)],
+        [("after_rename", 5)],  # the last checkpoint stands, but nobody was told
+    ],
+    ids=lambda places: "-".join(name for name, _ in places),
+)
+def test_killed_at_any_place(script: Scripts, reference: Path, tmp_path: Path, places: list[tuple[str, int]]) -> None:
+    command = ("train", TINY, "--run", tmp_path / "run")
+    for place, nth in places:
+        assert script(*command, fault=(signal_at, place, nth, SIGKILL)).code == -SIGKILL
+        checkpoint.latest(tmp_path / "run" / "ckpt")  # raises if all that is there is broken
+    done = script(*command)
+    assert (done.code, "skipped" in done.err) == (0, False)
+    assert differences(reference, tmp_path / "run") == set()
+    assert list((tmp_path / "run" / "ckpt").glob(".tmp-*")) == []
+
+
+def test_with_bf16_and_channels_last(script: Scripts, tmp_path: Path) -> None:
+    command = ("train", TINY, "runtime.precision=bf16", "runtime.channels_last=true", "--run")
+    assert script(*command, tmp_path / "whole").code == 0
+    assert script(*command, tmp_path / "cut", fault=(signal_at, "loss", 10, SIGKILL)).code == -SIGKILL
+    assert script(*command, tmp_path / "cut").code == 0
+    assert differences(tmp_path / "whole", tmp_path / "cut") == set()
+
+
+@pytest.mark.parametrize(
+    ("part", "visible"),
+    [
+        ("optim", "optim.safetensors"),
+        ("ema", "ema_0.050.safetensors"),
+        ("step", "model.safetensors"),
+        ("meter", "metrics"),
+    ],
+)
+def test_the_comparison_sees_what_a_resume_forgets(
+    script: Scripts, reference: Path, tmp_path: Path, part: str, visible: str
+) -> None:
+    command = ("train", TINY, "--run", tmp_path / "run")
+    assert script(*command, fault=(signal_at, "loss", 10, SIGKILL)).code == -SIGKILL
+    assert script(*command, fault=(forget, part)).code == 0
+    assert visible in differences(reference, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGUSR1])
+def test_a_polite_signal_saves_at_the_step_boundary(
+    script: Scripts, reference: Path, tmp_path: Path, number: int
+) -> None:
+    command = ("train", TINY, "--run", tmp_path / "run")
+    done = script(*command, fault=(signal_at, "loss", 6, number))
+    assert done.code == 128 + number
+    assert "stopped by a signal at step 3, saved; the same command goes on" in done.out
+    status = RunDir.view(tmp_path / "run").status()
+    assert status is not None
+    assert (status.state, status.step, status.checkpoint) == ("preempted", 3, "step-00000003")
+    assert script(*command).code == 0
+    assert differences(reference, tmp_path / "run") == set()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_alive_until_the_save(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
+    command = ("train", TINY, "train.workers=2", "--run", tmp_path / "run")
+    for nth in (2, 3):
+        assert script(*command, fault=(signal_group_at, "loss", nth, SIGTERM)).code == 128 + SIGTERM
+    assert script(*command).code == 0
+    assert differences(reference, tmp_path / "run") == set()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_trace(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
+    command = ("train", TINY, "--run", tmp_path / "run")
+    done = script(*command, fault=(nan_at, 10))
+    assert done.code == 70
+    assert "error: step 5: loss or gradient of 'model' is not finite" in done.err.splitlines()[-1]
+    assert "samples shapes-train-7-24 .. shapes-train-7-29" in done.err
+    status = RunDir.view(tmp_path / "run").status()
+    assert status is not None
+    assert (status.state, status.checkpoint) == ("failed", "step-00000004")
+    assert script(*command).code == 0
+    assert differences(reference, tmp_path / "run") == set()
+
+
+def test_a_full_disk_spares_what_is_there(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    command = ("train", TINY, "--run", tmp_path / "run")
+    assert script(*command, fault=(signal_at, "loss", 7, SIGKILL)).code == -SIGKILL
+    done = script(*command, fault=(small_disk, 600_000))
+    assert done.code == 74
+    assert done.err.count("the next try is in 2 steps") == 2
+    assert "step-00000008 could not be written" in done.err.splitlines()[-1]
+    assert [folder.name for folder in (tmp_path / "run" / "ckpt").iterdir()] == ["step-00000002"]
+    assert script(*command).code == 0
+    assert differences(reference, tmp_path / "run") == set()
+
+
+def test_a_run_is_not_finished_before_its_last_checkpoint_stands(script: Scripts, tmp_path: Path) -> None:
+    done = script("train", TINY, "train.checkpoint_every=100", "--run", tmp_path / "run", fault=(small_disk, 600_000))
+    assert done.code == 74
+    status = RunDir.view(tmp_path / "run").status()
+    assert status is not None
+    assert status.state == "failed"
+
+
+def test_tensorboard_shows_each_step_once(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    command = ("train", TINY, "train.log_every=1", "--run", tmp_path / "run")
+    for nth in (11, 3):  # in step 6, after the save of step 4; then in step 6 again
+        assert script(*command, fault=(signal_at, "loss", nth, SIGKILL)).code == -SIGKILL
+    assert script(*command).code == 0
+    board = EventAccumulator(str(tmp_path / "run" / "tb"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 10))
+    assert [line["step"] for line in measured(tmp_path / "run")] == list(range(1, 10))
+
+
+def test_a_broken_newest_checkpoint_is_skipped_with_a_warning(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    command = ("train", TINY, "--run", tmp_path / "run")
+    assert script(*command, fault=(signal_at, "loss", 9, SIGKILL)).code == -SIGKILL
+    spoil(tmp_path / "run" / "ckpt" / "step-00000004" / "optim.safetensors")
+    done = script(*command)
+    assert done.code == 0
+    assert "step-00000004 is skipped: optim.safetensors is not what was written" in done.err
+    assert differences(reference, tmp_path / "run") == set()
+
+
+def test_when_every_checkpoint_is_broken_nothing_is_started_and_nothing_deleted(
+    script: Scripts, tmp_path: Path
+) -> None:
+    command = ("train", TINY, "--run", tmp_path / "run")
+    assert script(*command, fault=(signal_at, "loss", 9, SIGKILL)).code == -SIGKILL
+    for folder in (tmp_path / "run" / "ckpt").iterdir():
+        spoil(folder / "model.safetensors")
+    for again in (command, ("sample", tmp_path / "run", "a red circle")):
+        done = script(*again)
+        assert done.code == 65
+        assert "every checkpoint in" in done.err.splitlines()[-1]
+    assert len(list((tmp_path / "run" / "ckpt").iterdir())) == 2
+
+
+def spoil(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,264 @@
+"""The one loop, on the smallest stage there is: a line through points, and a second player that follows it."""
+
+import math
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from lab.config import Config
+from lab.data.loader import Batch, Loader
+from lab.data.source import Sample
+from lab.errors import NonFinite, Refused, StorageFailed
+from lab.randomness import normal
+from lab.rundir import RunDir
+from lab.runtime import Runtime
+from lab.training import checkpoint
+from lab.training.ema import Average
+from lab.training.optimizer import OptimizerConfig
+from lab.training.trainer import Evaluator, TrainConfig, Trainer
+
+OPTIMIZER = OptimizerConfig(rate=0.05, warm_up=3, weight_decay=0.1, clip=0)
+
+
+class Points:
+    """Endless points."""
+
+    fingerprint = "points"
+
+    def sample(self, seed: int, slot: int) -> Sample:
+        return Sample(normal(seed, "point", [slot], (3, 1, 1))[0], f"point {slot}", str(slot))
+
+    def captions(self) -> Iterable[str]:
+        return ["point"]
+
+
+class Line:
+    """ "model" learns the mean of a point's coordinates; "critic", if there is one, learns to say what the model says."""
+
+    def __init__(self, *, critic: bool = False, spoilt_slot: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.players: MutableMapping[str, nn.Module] = {"model": nn.Linear(3, 1)}
+        if critic:
+            self.players["critic"] = nn.Linear(3, 1)
+        self.spoilt_slot = spoilt_slot
+        self.order: list[str] = []
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        self.order.append(player)
+        points = batch.images.flatten(1)
+        said = self.players[player](points)[:, 0]
+        aim = points.mean(dim=1) if player == "model" else self.players["model"](points)[:, 0].detach()
+        losses = (said - aim).square()
+        if self.spoilt_slot in batch.slots:
+            losses = losses * math.inf
+        return losses, {"slot": torch.tensor([float(slot) for slot in batch.slots])}
+
+    def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
+        torch.randn(5)  # a preview may draw random numbers
+        assert not model.training
+        return torch.zeros(len(captions), 3, 8, 8)
+
+    def findings(self) -> Mapping[str, float]:
+        return {}
+
+
+def trainer(path: Path, stage: Line | None = None, evaluators: Sequence[Evaluator] = (), **settings: object) -> Trainer:
+    """A trainer in a run directory, made or opened."""
+    config = TrainConfig(
+        **{"steps": 6, "batch": 8, "log_every": 1, "preview_every": 0, "checkpoint_every": 2, "optimizer": OPTIMIZER}
+        | settings
+    )
+    rundir = RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, Config())
+    runtime = Runtime(torch.device("cpu"))
+    return Trainer(stage or Line(), Loader(Points(), seed=1), runtime, rundir, config, evaluators=evaluators)
+
+
+def weights(made: Trainer, player: str = "model") -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in made.stage.players[player].parameters()])
+
+
+def finish(made: Trainer) -> Trainer:
+    with made.rundir:
+        assert made.fit() == 0
+    return made
+
+
+@pytest.mark.parametrize("micro_batch", [0, 8, 3])
+def test_a_fit_is_adamw_on_the_mean_loss_at_the_rate_of_the_step(tmp_path: Path, micro_batch: int) -> None:
+    made = finish(trainer(tmp_path / "run", micro_batch=micro_batch))
+    line, loader = Line().players["model"], Loader(Points(), seed=1)
+    decayed = [{"params": [line.weight], "weight_decay": 0.1}, {"params": [line.bias], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(decayed, betas=OPTIMIZER.betas)
+    average = Average(line, 0.05)
+    for step in range(6):
+        points = loader.batch(range(8 * step, 8 * step + 8)).images.flatten(1)
+        for group in adamw.param_groups:
+            group["lr"] = OPTIMIZER.rate_at(step, 6)
+        adamw.zero_grad()
+        (line(points)[:, 0] - points.mean(dim=1)).square().mean().backward()
+        adamw.step()
+        average.update(line, step + 1)
+    torch.testing.assert_close(weights(made), torch.cat([line.weight.flatten(), line.bias]))
+    torch.testing.assert_close(made.averages[0].module.state_dict(), average.module.state_dict())
+
+
+def test_it_writes_means_over_samples_and_steps(tmp_path: Path) -> None:
+    made = finish(trainer(tmp_path / "run", micro_batch=3, log_every=4))
+    first, second = made.rundir.metrics()
+    assert [(line["step"], line["seen"]) for line in (first, second)] == [(4, 32), (6, 48)]
+    assert first["train/slot"] == pytest.approx(sum(range(32)) / 32)
+    assert second["train/slot"] == pytest.approx(sum(range(32, 48)) / 16)
+    assert first["train/learning_rate"] == pytest.approx(sum(OPTIMIZER.rate_at(step, 6) for step in range(4)) / 4)
+    assert {"train/loss", "train/gradient_norm", "time/images_per_second", "time/data_wait_share"} <= first.keys()
+
+
+def test_players_are_updated_in_turn_and_only_the_model_is_averaged(tmp_path: Path) -> None:
+    stage = Line(critic=True)
+    before = stage.players["critic"].weight.clone()
+    made = finish(trainer(tmp_path / "run", stage, steps=2, micro_batch=4))
+    assert stage.order == ["model", "model", "critic", "critic"] * 2
+    assert not torch.equal(before, stage.players["critic"].weight)
+    assert made.averages[0].module.weight.shape == stage.players["model"].weight.shape
+    lines = list(made.rundir.metrics())
+    assert {"train/loss", "train/critic/loss", "train/critic/gradient_norm"} <= lines[0].keys()
+    newest = checkpoint.latest(made.rundir.checkpoints)
+    assert newest is not None
+    names = checkpoint.load(newest).tensors
+    assert sorted(names["model"]) == ["critic.bias", "critic.weight", "model.bias", "model.weight"]
+    assert {"model.weight.exp_avg", "critic.bias.exp_avg_sq"} <= names["optim"].keys()
+
+
+class Curious:
+    """An evaluator that draws random numbers."""
+
+    every_steps = 2
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        torch.manual_seed(99)
+        return {"accuracy/drawn": torch.rand(()).item()}
+
+
+def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_path: Path) -> None:
+    plain = finish(trainer(tmp_path / "plain"))
+    torch.manual_seed(5)
+    made = trainer(tmp_path / "run", evaluators=[Curious()], preview_every=4)
+    finish(made)
+    assert torch.equal(weights(made), weights(plain))
+    assert [line["step"] for line in made.rundir.metrics() if "accuracy/drawn" in line] == [2, 4, 6]
+    assert sorted(path.name for path in (tmp_path / "run" / "previews").iterdir()) == [
+        "samples-00000004.png",
+        "samples-00000006.png",
+    ]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run", Line(spoilt_slot=19))
+    with (
+        made.rundir,
+        pytest.raises(
+            NonFinite, match=r"step 3: loss or gradient of 'model' is not finite .*samples 16 \.\. 23.*optimizer.rate"
+        ),
+    ):
+        made.fit()
+    healthy = finish(trainer(tmp_path / "healthy", steps=2, optimizer=OPTIMIZER.model_copy(update={"decay": "none"})))
+    before = trainer(
+        tmp_path / "before", Line(spoilt_slot=19), optimizer=OPTIMIZER.model_copy(update={"decay": "none"})
+    )
+    with before.rundir, pytest.raises(NonFinite):
+        before.fit()
+    assert torch.equal(weights(before), weights(healthy))
+    assert made.step == 2
+
+
+def broken_saves(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> list[int]:
+    """Let the saves of some steps fail; gives the steps of all that were tried."""
+    save, tried = checkpoint.save, []
+
+    def sometimes(root: Path, snapshot: checkpoint.Snapshot, *more: object) -> Path:
+        tried.append(snapshot.state["step"])
+        if tried[-1] in broken:
+            raise StorageFailed("the disk is full")
+        return save(root, snapshot, *more)
+
+    monkeypatch.setattr(checkpoint, "save", sometimes)
+    return tried
+
+
+def test_a_failed_save_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = broken_saves(monkeypatch, {2, 4, 8, 10})
+    finish(trainer(tmp_path / "run", steps=12))
+    assert tried == [2, 4, 6, 8, 10, 12]
+    assert caplog.text.count("the next try is in 2 steps") == 4
+
+
+@pytest.mark.parametrize(("broken", "reached"), [({2, 4, 6}, 6), ({12}, 12)], ids=["three in a row", "the last"])
+def test_failed_saves_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: set[int], reached: int
+) -> None:
+    broken_saves(monkeypatch, broken)
+    made = trainer(tmp_path / "run", steps=12)
+    with made.rundir, pytest.raises(StorageFailed, match="the disk is full"):
+        made.fit()
+    status = made.rundir.status()
+    assert status is not None
+    assert (made.step, status.state, status.reason) == (reached, "failed", "StorageFailed: the disk is full")
+
+
+def test_a_state_is_taken_over_whole_or_not_at_all(tmp_path: Path) -> None:
+    saved = finish(trainer(tmp_path / "run")).state()
+    fresh = trainer(tmp_path / "fresh")
+    with fresh.rundir:
+        for stem in ("model", "optim"):
+            for name in saved.tensors[stem]:
+                lacking = {**saved.tensors, stem: {k: v for k, v in saved.tensors[stem].items() if k != name}}
+                with pytest.raises(Refused, match="does not fit this configuration"):
+                    fresh.load_state(checkpoint.Snapshot(lacking, saved.state))
+        without_average = {stem: tensors for stem, tensors in saved.tensors.items() if not stem.startswith("ema")}
+        with pytest.raises(Refused, match=r"ema_0\.050"):
+            fresh.load_state(checkpoint.Snapshot(without_average, saved.state))
+        left_over = {**saved.tensors, "optim": {**saved.tensors["optim"], "model.more.exp_avg": torch.zeros(1)}}
+        with pytest.raises(Refused, match=r"model\.more\.exp_avg belongs to nothing"):
+            fresh.load_state(checkpoint.Snapshot(left_over, saved.state))
+        fresh.load_state(saved)
+        assert (fresh.step, fresh.seen) == (6, 48)
+        assert checkpoint.Snapshot(fresh.state().tensors, {}).tensors.keys() == saved.tensors.keys()
+
+
+def test_a_run_keeps_its_batch_size(tmp_path: Path) -> None:
+    saved = finish(trainer(tmp_path / "run")).state()
+    other = trainer(tmp_path / "other", batch=16)
+    with (
+        other.rundir,
+        pytest.raises(
+            Refused, match=r"train.batch=16, but the checkpoint was trained with 8: keep the batch \(train.micro_batch"
+        ),
+    ):
+        other.load_state(saved)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 4, "micro_batch": 5}, "micro_batch 5 is larger than batch 4"),
+        ({"ema": (0.05, 0.0501)}, "different lengths"),
+        ({"ema": ()}, "one or more"),
+        ({"ema": (0.3,)}, "from 0.001 to 0.28"),
+        ({"keep_last": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "sizes"), [(8, 0, [8]), (8, 4, [4, 4]), (8, 3, [3, 3, 2]), (8, 8, [8]), (1, 1, [1])]
+)
+def test_windows(batch: int, micro_batch: int, sizes: list[int]) -> None:
+    assert TrainConfig(batch=batch, micro_batch=micro_batch).windows() == sizes

@@ -1,0 +1,59 @@
+"""scripts/evaluate.py: figures that can be had again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.faults import Scripts
+
+KINDS = ["pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single"]
+
+
+def test_figures_name_what_they_are_of_and_come_out_the_same_again(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        done = script("evaluate", reference, "--num", 3, "--no-distances", "--json", tmp_path / f"{name}.json")
+        assert done.code == 0, done.err
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert figures["origin"].keys() == {"run", "checkpoint", "step", "weights"}
+    assert figures["sampling"]["steps"] == 3
+    assert figures["prompts"].keys() == {"seed", "hash"}
+    assert list(figures["prompt_accuracy"]) == KINDS
+    for kind, share in figures["prompt_accuracy"].items():
+        assert share["n"] == (6 if kind == "pair" else 3)
+        assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+    assert figures["diversity"].keys() == {"prompt", "position", "size", "ground"}
+    assert "distances" not in figures
+    assert all(kind in done.out for kind in KINDS)
+
+
+@pytest.mark.slow
+def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    assert script("evaluate", reference, "--num", 10, "--json", tmp_path / "a.json").code == 0
+    for figure in json.loads((tmp_path / "a.json").read_text())["distances"]:
+        assert figure["n"] == 20
+        assert "efficientnet-lite0" in figure["name"]
+        assert {"weights_sha256", "resize", "low", "high"} <= figure.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (("--num", 1, "--no-distances"), "--num 1: at least 2 prompts per kind"),
+        (("--num", 9), "--num 9: at least 10 prompts per kind, or 2 with --no-distances"),
+        (("--sampler", "euler", "--no-distances"), "sampler settings: sampler: "),
+        (("--checkpoint", "step-00000077", "--no-distances"), "no checkpoint step-00000077 there"),
+    ],
+)
+def test_mistakes_are_told_with_their_remedy(script: Scripts, reference: Path, arguments: tuple[object, ...], answer: str) -> None:
+    done = script("evaluate", reference, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert answer in done.err.splitlines()[-1]
+    assert not (reference / "evaluation.json").exists()
+
+
+def test_a_folder_that_is_no_run(script: Scripts, tmp_path: Path) -> None:
+    done = script("evaluate", tmp_path, "--no-distances")
+    assert done.code == 2
+    assert "is not a run directory" in done.err
