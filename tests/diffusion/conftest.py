@@ -1,6 +1,6 @@
 """What the tests of the diffusion core share: an exact denoiser for Gaussian data, and a tiny model that is awake."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -39,6 +39,15 @@ class Gaussian(NamedTuple):
         """Where the probability flow carries a state: to the same quantile of the other time's normal."""
         (here, _), (there, _) = self.schedule(start), self.schedule(end)
         return there * self.mean + self.spread(end) / self.spread(start) * (x - here * self.mean)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for a second thread, for minutes where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from tests.faults import Scripts
 KINDS = ["pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single"]
 
 
-def test_figures_name_what_they_are_of_and_come_out_the_same_again(script: Scripts, reference: Path, tmp_path: Path) -> None:
+def test_figures_name_what_they_are_of_and_come_out_the_same_again(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
     for name in "ab":
         done = script("evaluate", reference, "--num", 3, "--no-distances", "--json", tmp_path / f"{name}.json")
         assert done.code == 0, done.err
@@ -46,7 +48,9 @@ def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: P
         (("--checkpoint", "step-00000077", "--no-distances"), "no checkpoint step-00000077 there"),
     ],
 )
-def test_mistakes_are_told_with_their_remedy(script: Scripts, reference: Path, arguments: tuple[object, ...], answer: str) -> None:
+def test_mistakes_are_told_with_their_remedy(
+    script: Scripts, reference: Path, arguments: tuple[object, ...], answer: str
+) -> None:
     done = script("evaluate", reference, *arguments)
     assert (done.code, done.out) == (2, "")
     assert answer in done.err.splitlines()[-1]

@@ -37,12 +37,21 @@ def alone(script: Scripts, reference: Path, tmp_path_factory: pytest.TempPathFac
     return pictures(out)
 
 
-@pytest.mark.parametrize("sampler", [(), ("--sampler", "ddpm"), ("--eta", "1", "--negative", "a blue circle")], ids=["ddim", "ddpm", "eta 1"])
+@pytest.mark.parametrize(
+    "sampler",
+    [("--guidance", "300"), ("--sampler", "ddpm"), ("--eta", "1", "--negative", "a blue circle")],
+    ids=["guidance that brings rounding errors to light", "ddpm", "eta 1"],
+)
 def test_a_picture_is_the_same_byte_for_byte_whatever_is_asked_for_with_it(
     script: Scripts, reference: Path, tmp_path: Path, sampler: tuple[str, ...]
 ) -> None:
     found = []
-    for name, prompts, num in (("one", [PROMPT], 1), ("four", [PROMPT], 4), ("seven", [*OTHERS, PROMPT], 7), ("last", [PROMPT, *OTHERS], 4)):
+    for name, prompts, num in (
+        ("one", [PROMPT], 1),
+        ("four", [PROMPT], 4),
+        ("seven", [*OTHERS, PROMPT], 7),
+        ("last", [PROMPT, *OTHERS], 4),
+    ):
         assert script("sample", reference, *prompts, "--num", num, *sampler, "--out", tmp_path / name).code == 0
         found.append(pictures(tmp_path / name))
     one, four, seven, last = found
@@ -52,19 +61,31 @@ def test_a_picture_is_the_same_byte_for_byte_whatever_is_asked_for_with_it(
     assert len(set(seven.values())) == 28
 
 
-def test_it_is_the_same_when_some_are_there_already(script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:
+def test_it_is_the_same_when_some_are_there_already(
+    script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]
+) -> None:
     for num in (3, 1, 5):
         assert script("sample", reference, PROMPT, "--num", num, "--out", tmp_path / "steps").code == 0
     assert script("sample", reference, PROMPT, "--num", 5, "--out", tmp_path / "whole").code == 0
     assert alone.items() <= pictures(tmp_path / "steps").items() == pictures(tmp_path / "whole").items()
 
 
-def test_the_same_recipe_is_not_drawn_again_and_another_is_another_file(script: Scripts, reference: Path, tmp_path: Path) -> None:
+def test_the_same_recipe_is_not_drawn_again_and_another_is_another_file(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
     first = script("sample", reference, PROMPT, "--num", 2, "--out", tmp_path)
     assert "2 drawn, 0 there already" in first.out
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in pictures(tmp_path)}
     assert "0 drawn, 2 there already" in script("sample", reference, PROMPT, "--num", 2, "--out", tmp_path).out
-    others = [("--seed", 1), ("--guidance", 1.5), ("--steps", 4), ("--eta", 0.5), ("--chunk", 2), ("--weights", "raw"), ("--negative", "a ring")]
+    others = [
+        ("--seed", 1),
+        ("--guidance", 1.5),
+        ("--steps", 4),
+        ("--eta", 0.5),
+        ("--chunk", 2),
+        ("--weights", "raw"),
+        ("--negative", "a ring"),
+    ]
     others += [("--checkpoint", "step-00000008"), ("--sampler", "ddpm"), ("--sampler", "ddpm", "--variance", "lower")]
     for other in others:
         assert "1 drawn, 0 there already" in script("sample", reference, PROMPT, *other, "--out", tmp_path).out, other
@@ -73,22 +94,44 @@ def test_the_same_recipe_is_not_drawn_again_and_another_is_another_file(script: 
 
 
 def test_a_picture_holds_its_recipe(script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:
-    assert script("sample", reference, PROMPT, "--num", 2, "--seed", 5, "--negative", "a ring", "--out", tmp_path).code == 0
+    assert (
+        script("sample", reference, PROMPT, "--num", 2, "--seed", 5, "--negative", "a ring", "--out", tmp_path).code
+        == 0
+    )
     for entry in recipes(tmp_path):
         file = entry.pop("file")
         metadata = read_metadata(tmp_path / str(file))
         assert list(metadata) == ["recipe"]
         assert json.loads(metadata["recipe"]) == entry
         assert (entry["prompt"], entry["seed"], entry["negative"]) == (PROMPT, 5, "a ring")
-        assert {"run", "checkpoint", "weights", "number", "sampling", "device", "precision", "threads", "versions"} <= entry.keys()
-        assert entry["sampling"] == {"sampler": "ddim", "steps": 3, "guidance": 2.0, "eta": 0.0, "variance": "upper", "chunk": 4}
+        assert {
+            "run",
+            "checkpoint",
+            "weights",
+            "number",
+            "sampling",
+            "device",
+            "precision",
+            "threads",
+            "versions",
+        } <= entry.keys()
+        assert entry["sampling"] == {
+            "sampler": "ddim",
+            "steps": 3,
+            "guidance": 2.0,
+            "eta": 0.0,
+            "variance": "upper",
+            "chunk": 4,
+        }
         assert read_image(tmp_path / str(file)).shape == (3, 16, 16)
     assert [entry["number"] for entry in recipes(tmp_path)] == [0, 1]
 
 
 def test_prompts_come_from_the_command_and_from_a_file(script: Scripts, reference: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a blue ring\na red circle\n")
-    done = script("sample", reference, "a red circle", "", "--prompts-file", tmp_path / "prompts.txt", "--out", tmp_path / "out")
+    done = script(
+        "sample", reference, "a red circle", "", "--prompts-file", tmp_path / "prompts.txt", "--out", tmp_path / "out"
+    )
     assert done.code == 0
     assert [entry["prompt"] for entry in recipes(tmp_path / "out")] == ["a red circle", "", "a blue ring"]
     assert (tmp_path / "out" / "grid.png").exists()
@@ -110,14 +153,19 @@ def test_any_prompt_makes_a_plain_file_name(script: Scripts, reference: Path, tm
         (("a ring", "--eta", "2"), "sampler settings: eta: "),
         (("a ring", "--num", "0"), "--num 0: at least 1 picture per prompt"),
         (("a ring", "--negative", "a circle", "--guidance", "1"), "--negative does nothing at --guidance 1"),
-        (("a ring", "--checkpoint", "step-00000077"), "no checkpoint step-00000077 there (found: step-00000008, step-00000009)"),
+        (
+            ("a ring", "--checkpoint", "step-00000077"),
+            "no checkpoint step-00000077 there (found: step-00000008, step-00000009)",
+        ),
         (("--prompts-file", "no/such/file.txt"), "--prompts-file no/such/file.txt cannot be read as text"),
         ((), 'no prompts: give some, as in "a red circle", or --prompts-file FILE'),
         (("a ring", "--weights", "best"), "invalid choice: 'best' (choose from "),
         (("a ring", "--num", "many"), "invalid int value: 'many'"),
     ],
 )
-def test_mistakes_are_told_with_their_remedy(script: Scripts, reference: Path, tmp_path: Path, arguments: tuple[str, ...], answer: str) -> None:
+def test_mistakes_are_told_with_their_remedy(
+    script: Scripts, reference: Path, tmp_path: Path, arguments: tuple[str, ...], answer: str
+) -> None:
     assert answer in refusal(script("sample", reference, *arguments, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -130,7 +178,9 @@ def test_a_folder_that_is_no_run(script: Scripts, tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint(script: Scripts, reference: Path, tmp_path: Path) -> None:
     shutil.copy(reference / "config.yaml", tmp_path)
     shutil.copy(reference / "environment.json", tmp_path)
-    assert "no checkpoint there (found: none yet); name another, or train with" in refusal(script("sample", tmp_path, "a ring"))
+    assert "no checkpoint there (found: none yet); name another, or train with" in refusal(
+        script("sample", tmp_path, "a ring")
+    )
 
 
 def test_broken_checkpoints(script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""scripts/train.py as a person meets it: what it answers, above all to mistakes. Resuming has its own tests, in lab/training."""
+"""scripts/train.py as a person meets it: what it answers, above all to mistakes; resuming is tested in lab/training."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from lab.training import checkpoint
 from scripts.assemble import DiffusionExperiment
 from tests.faults import ROOT, TINY, Done, Scripts
 
-LONGER = ("train.steps=200", "train.batch=16", "train.micro_batch=0", "train.log_every=50", "train.preview_every=0", "stage.unet.dropout=0")
+LONGER = ("train.steps=80", "train.batch=16", "train.micro_batch=0", "train.log_every=20", "train.preview_every=0")
 
 
 def refusal(done: Done) -> str:
@@ -27,11 +27,16 @@ def copy(reference: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(reference, tmp_path / "copy"))
 
 
+def times(run: Path) -> dict[Path, int]:
+    """When each file of a run was last changed; the lock aside."""
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
 def test_a_tiny_model_learns(script: Scripts, tmp_path: Path) -> None:
     done = script("train", TINY, *LONGER, "--run", tmp_path / "run")
     assert done.code == 0
     losses = [line["train/loss"] for line in RunDir.view(tmp_path / "run").metrics()]
-    assert losses[0] > 0.5 > 0.35 > losses[-1]  # a network that says nothing has 1
+    assert losses[-1] < 0.6  # at birth, when the network says nothing, it is 0.83
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,9 @@ def test_a_tiny_model_learns(script: Scripts, tmp_path: Path) -> None:
         ("train.steps", "name one preset"),
     ],
 )
-def test_mistakes_in_settings_are_one_line_and_leave_nothing(script: Scripts, tmp_path: Path, override: str, answer: str) -> None:
+def test_mistakes_in_settings_are_one_line_and_leave_nothing(
+    script: Scripts, tmp_path: Path, override: str, answer: str
+) -> None:
     done = script("train", TINY, override, "--run", tmp_path / "run")
     assert done.code == 2
     assert answer in done.err.splitlines()[-1]
@@ -64,23 +71,30 @@ def test_mistakes_in_settings_are_one_line_and_leave_nothing(script: Scripts, tm
 
 
 def test_a_preset_that_is_not_there(script: Scripts, tmp_path: Path) -> None:
-    assert "no such configuration file; did you mean" in refusal(script("train", ROOT / "configs" / "shape.yaml", "--run", tmp_path / "run"))
+    assert "no such configuration file; did you mean" in refusal(
+        script("train", ROOT / "configs" / "shape.yaml", "--run", tmp_path / "run")
+    )
 
 
-@pytest.mark.parametrize("arguments", [(), (TINY, TINY), (TINY, "--resume", "runs/a"), ("--resume", "runs/a", "--run", "runs/b")])
+@pytest.mark.parametrize(
+    "arguments", [(), (TINY, TINY), (TINY, "--resume", "runs/a"), ("--resume", "runs/a", "--run", "runs/b")]
+)
 def test_it_wants_one_preset_or_one_run(script: Scripts, arguments: tuple[object, ...]) -> None:
     done = script("train", *arguments)
     assert done.code == 2
-    assert "name one preset (configs/shapes.yaml, with --run for its folder) or one run (--resume runs/NAME)" in done.err
+    assert (
+        "name one preset (configs/shapes.yaml, with --run for its folder) or one run (--resume runs/NAME)" in done.err
+    )
 
 
 def test_a_finished_run_says_so_and_how_to_extend_it(script: Scripts, copy: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    before = times(copy)
     for command in (("train", TINY, "--run", copy), ("train", "--resume", copy)):
         done = script(*command)
         assert done.code == 0
-        assert done.out == f"{copy} is finished at step 9; to extend it: python scripts/train.py --resume {copy} train.steps=18\n"
-    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}.items() <= before.items()
+        remedy = f"python scripts/train.py --resume {copy} train.steps=18"
+        assert done.out == f"{copy} is finished at step 9; to extend it: {remedy}\n"
+    assert times(copy) == before
 
 
 def test_a_run_is_extended(script: Scripts, copy: Path) -> None:
@@ -117,7 +131,8 @@ def test_another_configuration_in_the_same_folder_is_refused_with_both_remedies(
     ],
 )
 def test_a_resumed_run_keeps_its_identity(script: Scripts, reference: Path, change: str, answer: str) -> None:
-    assert f"{reference}: {answer} would make it another experiment" in refusal(script("train", "--resume", reference, change))
+    done = script("train", "--resume", reference, change)
+    assert f"{reference}: {answer} would make it another experiment" in refusal(done)
 
 
 def test_only_a_run_can_be_resumed(script: Scripts, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Points:
 
 
 class Line:
-    """ "model" learns the mean of a point's coordinates; "critic", if there is one, learns to say what the model says."""
+    """A model that learns the mean of a point's coordinates and a critic, maybe, that learns to say the same."""
 
     def __init__(self, *, critic: bool = False, spoilt_slot: int | None = None) -> None:
         torch.manual_seed(0)
