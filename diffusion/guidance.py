@@ -3,6 +3,7 @@
 A scale of 1 is off (the conditional denoiser itself, without a second pass), 0 is the null alone.
 """
 
+import torch
 from torch import Tensor
 
 from diffusion.condition import Cond, stack
@@ -37,7 +38,7 @@ def classifier_free(denoiser: Denoiser, cond: Cond, null: Cond, scale: float) ->
     both = stack(cond, null)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        wanted, unwanted = denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        wanted, unwanted = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         x0_hat: Tensor = unwanted + scale * (wanted - unwanted)
         return x0_hat
 

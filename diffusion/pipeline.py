@@ -17,7 +17,7 @@ from diffusion.guidance import classifier_free
 from diffusion.samplers import ddim, ddpm, uniform_times
 from diffusion.text_to_image import TextToImage
 from lab.config import Config
-from lab.randomness import key
+from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
 from vae.codec import Codec
 
@@ -95,7 +95,7 @@ class Pipeline:
         streams = [key(seed, "sample", request.number) for request in requests]
 
         def noise(like: Tensor) -> Tensor:
-            return torch.stack([torch.randn(like.shape[1:], generator=stream) for stream in streams]).to(like)
+            return torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams]).to(like)
 
         side = self.size // self.codec.factor
         schedule, times = self.model.denoiser.schedule, uniform_times(sampling.steps)

@@ -3,23 +3,23 @@
 Everything random about sample slot ``i`` of a run comes from ``key(run_seed, stream, i)``: the noise, the noise level,
 the caption that is dropped, the scene that is drawn. Nothing is advanced and nothing has to be saved, so any number of
 workers, micro-batches or processes, and any restart, see the same samples with the same noise. Nothing else in the
-house draws random numbers, except the initial weights, which are drawn under ``seeded``.
+house draws random numbers, except what draws from torch's global generator (initial weights, dropout): that is seeded.
 
-Generators live on the CPU: the numbers are the same whatever device the model runs on.
+The generators are NumPy's Philox, on the CPU: the numbers are the same whatever device the model runs on, and all 128
+bits of a key count, where torch's own generator uses 32 bits of its seed and would repeat itself within 100,000 slots.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MASK_63 = (1 << 63) - 1
-
 
 def number(seed: int, stream: str, counter: int) -> int:
-    """Give the 63-bit seed of one counter of one stream.
+    """Give the 128-bit number of one counter of one stream.
 
     Args:
         seed: the run's seed, any integer.
@@ -27,18 +27,19 @@ def number(seed: int, stream: str, counter: int) -> int:
         counter: position within the stream, usually the sample slot.
 
     Returns:
-        An integer in [0, 2^63), the first 8 bytes of BLAKE2b over the three.
+        An integer in [0, 2^128), the first 16 bytes of BLAKE2b over the three.
     """
-    digest = hashlib.blake2b(f"{seed}/{stream}/{counter}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & _MASK_63
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}/{counter}".encode(), digest_size=16).digest(), "little")
 
 
-def key(seed: int, stream: str, counter: int) -> torch.Generator:
-    """Give a fresh CPU generator for one counter of one stream; see ``number``.
+def key(seed: int, stream: str, counter: int) -> np.random.Generator:
+    """Give a fresh generator for one counter of one stream; see ``number``."""
+    return np.random.Generator(np.random.Philox(key=number(seed, stream, counter)))
 
-    Torch seeds it with the low 32 bits of the number: among n counters about n^2 / 2^33 pairs share their draws.
-    """
-    return torch.Generator("cpu").manual_seed(number(seed, stream, counter))
+
+def standard_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    """Draw a standard normal from a generator: float32 on the CPU."""
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 
 def normal(seed: int, stream: str, slots: Iterable[int], shape: tuple[int, ...]) -> Tensor:
@@ -47,7 +48,7 @@ def normal(seed: int, stream: str, slots: Iterable[int], shape: tuple[int, ...])
     Returns:
         (b, *shape) float32 on the CPU; row ``k`` depends on ``slots[k]`` alone.
     """
-    return torch.stack([torch.randn(shape, generator=key(seed, stream, slot)) for slot in slots])
+    return torch.stack([standard_normal(key(seed, stream, slot), shape) for slot in slots])
 
 
 def uniform(seed: int, stream: str, slots: Iterable[int]) -> Tensor:
@@ -57,7 +58,12 @@ def uniform(seed: int, stream: str, slots: Iterable[int]) -> Tensor:
         (b,) float32 on the CPU; entry ``k`` depends on ``slots[k]`` alone.
     """
     # 24 bits: float32 represents every k / 2^24 exactly, so the result never rounds up to 1.
-    return torch.tensor([(number(seed, stream, slot) >> 39) / (1 << 24) for slot in slots], dtype=torch.float32)
+    return torch.tensor([(number(seed, stream, slot) >> 104) / (1 << 24) for slot in slots], dtype=torch.float32)
+
+
+def seed_torch(seed: int, stream: str, counter: int = 0) -> None:
+    """Seed torch's global generators, for what draws from them whether we like it or not."""
+    torch.manual_seed(number(seed, stream, counter) >> 65)
 
 
 @contextmanager
@@ -67,5 +73,5 @@ def seeded(seed: int, stream: str, counter: int = 0) -> Iterator[None]:
     For what draws from the global generator whether we like it or not: initial weights and dropout.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(number(seed, stream, counter))
+        seed_torch(seed, stream, counter)
         yield

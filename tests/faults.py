@@ -35,7 +35,7 @@ def signal_at(place: str, nth: int, number: int) -> None:
     """Send this process a signal at the nth passing of a place.
 
     Args:
-        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch; or "sample", by each sample in the
+        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch; or "sample", by each one in the
             process that loads it.
         nth: counted from 1.
         number: of the signal.

@@ -37,7 +37,7 @@ from lab.data.shapes_scene import (
 )
 from lab.data.source import Sample
 from lab.errors import Refused
-from lab.randomness import number
+from lab.randomness import key
 
 Preset = Literal["single", "pair", "count", "full"]
 Split = Literal["train", "heldout"]
@@ -96,7 +96,7 @@ class Shapes:
 
     def scene(self, seed: int, slot: int) -> tuple[Scene, str]:
         """The scene and the caption of a slot, before rendering."""
-        rng = _generator(seed, f"shapes/{self.split}", slot)
+        rng = key(seed, f"shapes/{self.split}", slot)
         warming = rng.random() * self.config.warm_up_samples > slot and self.split == "train"
         names, edges = self._warm_up if warming else self._mixture
         statement = state(names[np.searchsorted(edges, rng.random(), side="right")], rng)
@@ -164,7 +164,7 @@ def prompts(kind: str, num: int, seed: int) -> tuple[str, ...]:
             f"no prompts of kind {kind!r}; known are {', '.join(PRESETS)}, "
             "each also with _heldout_combinations or _heldout_phrasings"
         )
-    return tuple(_prompt(preset, heldout, _generator(seed, f"shapes/prompts/{kind}", i)) for i in range(num))
+    return tuple(_prompt(preset, heldout, key(seed, f"shapes/prompts/{kind}", i)) for i in range(num))
 
 
 def prompts_hash(prompts: Sequence[str]) -> str:
@@ -196,10 +196,6 @@ def _distinct(num: int, rng: np.random.Generator, pairs: Sequence[tuple[str, str
         if pair not in chosen:
             chosen.append(pair)
     return chosen
-
-
-def _generator(seed: int, stream: str, counter: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(number(seed, stream, counter)))
 
 
 def _cumulative(shares: dict[Preset, float]) -> tuple[tuple[Preset, ...], np.ndarray]:

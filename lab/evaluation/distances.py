@@ -246,7 +246,7 @@ def _jackknife_error(statistic: Callable[[Matrix, Matrix], float], a: Matrix, b:
 
 def _order(n: int) -> list[int]:
     """Shuffle the numbers below n, the same way every time."""
-    return torch.randperm(n, generator=key(0, "jackknife", n)).tolist()
+    return [int(i) for i in key(0, "jackknife", n).permutation(n)]
 
 
 def _matrices(a: Tensor, b: Tensor, *, at_least: int, what: str) -> tuple[Matrix, Matrix]:

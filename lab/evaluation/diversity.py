@@ -19,7 +19,7 @@ from lab.data.shapes_render import render
 from lab.data.shapes_scene import SIDE, Scene, draw
 from lab.errors import Refused
 from lab.evaluation.shapes_reader import read
-from lab.randomness import number
+from lab.randomness import key
 
 GRID = 4  # cells of position along each axis
 SIZE_EDGES = (7.7, 8.7, 11.7, 13.0)  # units: halves of the two classes, and what lies between them
@@ -69,7 +69,7 @@ def diversity(images: Iterable[Tensor], prompt: str, seed: int = 0) -> dict[str,
         sizes.append(image.shape[-1])
     if not pictures:
         raise Refused(f"no images of {prompt!r} to measure the diversity of")
-    rng = np.random.Generator(np.random.Philox(number(seed, "diversity", 0)))
+    rng = key(seed, "diversity", 0)
     renders = [read(torch.from_numpy(render(draw(statement, rng), size))).scene for size in sizes]
     world = [draw(statement, rng) for _ in range(NUM_SCENES)]
     found = {}

@@ -26,7 +26,7 @@ from lab.config import Config
 from lab.data.loader import Batch, Loader
 from lab.errors import NonFinite, Refused, StorageFailed
 from lab.images import grid
-from lab.randomness import number
+from lab.randomness import seed_torch
 from lab.rundir import RunDir, State
 from lab.runtime import Runtime
 from lab.training import checkpoint, snapshot
@@ -222,7 +222,7 @@ class Trainer:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.runtime.device))
         prefix = "" if name == "model" else f"{name}/"
         for batch in window:
-            torch.manual_seed(number(batch.seed, f"dropout/{name}", batch.slots[0]))
+            seed_torch(batch.seed, f"dropout/{name}", batch.slots[0])
             with self.runtime.autocast():
                 losses, metrics = self.stage.loss(name, batch)
             (losses.sum() / config.batch).backward()

@@ -2,23 +2,22 @@
 
 import hashlib
 
-import numpy as np
 import pytest
 import torch
 
-from lab.randomness import key, normal, number, seeded, uniform
+from lab.randomness import key, normal, number, seeded, standard_normal, uniform
 
 SLOTS = range(20_000)
 
 
 def test_a_number_is_the_start_of_a_published_hash() -> None:
-    digest = hashlib.blake2b(b"7/noise/123", digest_size=8).digest()
-    assert number(7, "noise", 123) == int.from_bytes(digest, "little") % 2**63
+    digest = hashlib.blake2b(b"7/noise/123", digest_size=16).digest()
+    assert number(7, "noise", 123) == int.from_bytes(digest, "little")
 
 
 def test_equal_keys_draw_equal_numbers_and_others_do_not() -> None:
     def draw(*name) -> torch.Tensor:
-        return torch.randn(4, generator=key(*name))
+        return standard_normal(key(*name), (4,))
 
     assert torch.equal(draw(0, "t", 5), draw(0, "t", 5))
     names = [
@@ -34,10 +33,18 @@ def test_equal_keys_draw_equal_numbers_and_others_do_not() -> None:
     assert len({tuple(draw(*name).tolist()) for name in names}) == len(names)
 
 
-def test_numbers_of_many_counters_are_all_different_and_fit_numpy() -> None:
+def test_numbers_of_many_counters_are_all_different() -> None:
     assert len({number(0, stream, slot) for stream in ("t", "noise") for slot in SLOTS}) == 2 * len(SLOTS)
-    assert all(0 <= number(0, "t", slot) < 2**63 for slot in SLOTS)
-    np.random.Generator(np.random.Philox(number(0, "t", 0))).random()
+    assert all(0 <= number(0, "t", slot) < 2**128 for slot in SLOTS)
+
+
+@pytest.mark.parametrize("bit", [0, 31, 32, 63, 64, 127])
+def test_every_bit_of_a_number_counts(monkeypatch: pytest.MonkeyPatch, bit: int) -> None:
+    """Torch's own generator would drop all but 32."""
+    before = normal(0, "noise", [7], (4,))
+    flipped = number(0, "noise", 7) ^ (1 << bit)
+    monkeypatch.setattr("lab.randomness.number", lambda seed, stream, counter: flipped)
+    assert not torch.equal(normal(0, "noise", [7], (4,)), before)
 
 
 def test_uniform_fills_0_to_1_evenly() -> None:
@@ -50,7 +57,7 @@ def test_uniform_fills_0_to_1_evenly() -> None:
 
 
 def test_uniform_never_rounds_up_to_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.randomness.number", lambda seed, stream, counter: 2**63 - 1)
+    monkeypatch.setattr("lab.randomness.number", lambda seed, stream, counter: 2**128 - 1)
     assert uniform(0, "t", [0]).item() == 1 - 2**-24
 
 

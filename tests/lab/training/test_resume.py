@@ -160,8 +160,8 @@ def test_tensorboard_shows_each_step_once(script: Scripts, reference: Path, tmp_
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     command = ("train", TINY, "train.log_every=1", "--run", tmp_path / "run")
-    for nth in (11, 3):  # in step 6, after the save of step 4; then in step 6 again
-        assert script(*command, fault=(signal_at, "loss", nth, SIGKILL)).code == -SIGKILL
+    for place, nth in (("after_rename", 2), ("loss", 3)):  # just after the save of step 4; then in step 6
+        assert script(*command, fault=(signal_at, place, nth, SIGKILL)).code == -SIGKILL
     assert script(*command).code == 0
     board = EventAccumulator(str(tmp_path / "run" / "tb"))
     board.Reload()

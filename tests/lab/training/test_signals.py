@@ -20,7 +20,7 @@ def test_the_first_signal_counts() -> None:
     with Stopper().listening() as stopper:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
     assert stopper.exit_code == 143
 
 

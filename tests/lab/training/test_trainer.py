@@ -144,9 +144,7 @@ class Curious:
 
 def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_path: Path) -> None:
     plain = finish(trainer(tmp_path / "plain"))
-    torch.manual_seed(5)
-    made = trainer(tmp_path / "run", evaluators=[Curious()], preview_every=4)
-    finish(made)
+    made = finish(trainer(tmp_path / "run", evaluators=[Curious()], preview_every=4))
     assert torch.equal(weights(made), weights(plain))
     assert [line["step"] for line in made.rundir.metrics() if "accuracy/drawn" in line] == [2, 4, 6]
     assert sorted(path.name for path in (tmp_path / "run" / "previews").iterdir()) == [
@@ -156,22 +154,16 @@ def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_pa
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
-    made = trainer(tmp_path / "run", Line(spoilt_slot=19))
+    steady = OPTIMIZER.model_copy(update={"decay": "none"})  # so that the rates do not depend on the length of the run
+    good = finish(trainer(tmp_path / "good", steps=2, optimizer=steady))
+    made = trainer(tmp_path / "run", Line(spoilt_slot=19), optimizer=steady)
     with (
         made.rundir,
-        pytest.raises(
-            NonFinite, match=r"step 3: loss or gradient of 'model' is not finite .*samples 16 \.\. 23.*optimizer.rate"
-        ),
+        pytest.raises(NonFinite, match=r"step 3: .*'model' is not finite .*samples 16 \.\. 23.*optimizer.rate"),
     ):
         made.fit()
-    healthy = finish(trainer(tmp_path / "healthy", steps=2, optimizer=OPTIMIZER.model_copy(update={"decay": "none"})))
-    before = trainer(
-        tmp_path / "before", Line(spoilt_slot=19), optimizer=OPTIMIZER.model_copy(update={"decay": "none"})
-    )
-    with before.rundir, pytest.raises(NonFinite):
-        before.fit()
-    assert torch.equal(weights(before), weights(healthy))
     assert made.step == 2
+    assert torch.equal(weights(made), weights(good))
 
 
 def broken_saves(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> list[int]:
