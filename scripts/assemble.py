@@ -20,6 +20,7 @@ from lab.data.shapes import Shapes, prompts
 from lab.errors import Refused
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.experiment import Experiment
+from lab.images import from_uint8, to_uint8
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.text.clip import vocabulary
@@ -133,7 +134,7 @@ class PromptAccuracy:
         for kind, texts in self.prompts.items():
             requests = [Request(text, number) for number, text in enumerate(texts)]
             chunks = self.stage.pipeline(model).draw(requests, 0, self.stage.config.sampling)
-            found = accuracy((image for chunk in chunks for image in chunk), texts)
+            found = accuracy((image for chunk in chunks for image in from_uint8(to_uint8(chunk))), texts)
             figures |= {f"accuracy/{kind}/{name}": share.value for name, share in found.items()}
         return figures
 

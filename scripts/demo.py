@@ -14,7 +14,7 @@ from scripts.entry import EXIT_CODES, run
 
 PROMPTS = (
     "a red circle",
-    "a small black ring",
+    "a black ring",
     "a blue square",
     "a pink diamond",
     "a red circle left of a blue square",

@@ -3,8 +3,8 @@
     python scripts/train.py configs/shapes.yaml                        # into runs/shapes
     python scripts/train.py configs/shapes.yaml train.steps=200 --run runs/try
     python scripts/train.py configs/shapes.yaml --run runs/try         # refused: runs/try has 200 steps
-    python scripts/train.py --resume runs/try                          # goes on where it was, or says that it is
-    finished python scripts/train.py --resume runs/try train.steps=400          # goes on to 400 steps
+    python scripts/train.py --resume runs/try                          # goes on where it was, or says it is done
+    python scripts/train.py --resume runs/try train.steps=400          # goes on to 400 steps
 
 The same command again continues a run that was stopped, killed or preempted: bit for bit, from its newest good
 checkpoint. Ctrl-C, SIGTERM and SIGUSR1 save and stop. Any key of the configuration can be set as dotted.key=value; a

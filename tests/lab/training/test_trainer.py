@@ -143,9 +143,10 @@ class Curious:
 
 
 def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_path: Path) -> None:
-    plain = finish(trainer(tmp_path / "plain"))
+    plain, random_state = finish(trainer(tmp_path / "plain")), torch.get_rng_state()
     made = finish(trainer(tmp_path / "run", evaluators=[Curious()], preview_every=4))
     assert torch.equal(weights(made), weights(plain))
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert [line["step"] for line in made.rundir.metrics() if "accuracy/drawn" in line] == [2, 4, 6]
     assert sorted(path.name for path in (tmp_path / "run" / "previews").iterdir()) == [
         "samples-00000004.png",
@@ -164,6 +165,19 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
         made.fit()
     assert made.step == 2
     assert torch.equal(weights(made), weights(good))
+
+
+def test_what_was_measured_reaches_the_disk_before_the_checkpoint_that_promises_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts: list[str] = []
+    log, flush, save = RunDir.log, RunDir.flush, checkpoint.save
+    monkeypatch.setattr(RunDir, "log", lambda run, *given: (acts.append("log"), log(run, *given))[1])
+    monkeypatch.setattr(RunDir, "flush", lambda run: (acts.append("flush"), flush(run))[1])
+    monkeypatch.setattr(checkpoint, "save", lambda *given: (acts.append("save"), save(*given))[1])
+    finish(trainer(tmp_path / "run", steps=2))
+    assert [act for act in acts if act != "flush"] == ["log", "log", "save"]
+    assert acts[acts.index("save") - 1] == "flush"
 
 
 def broken_saves(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> list[int]:
