@@ -12,8 +12,8 @@ the optimizers' moments and one number: running the same command again goes on b
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from lab.rundir import RunDir, State
 from lab.runtime import Runtime
 from lab.training import checkpoint, snapshot
 from lab.training.ema import Average
+from lab.training.meter import Meter
 from lab.training.optimizer import OptimizerConfig, build, clip, set_rates
 from lab.training.signals import Stopper
 from lab.training.stage import Stage
@@ -283,53 +284,3 @@ class Trainer:
     def _status(self, state: State, reason: str = "") -> None:
         newest = max((folder.name for folder in self.rundir.checkpoints.glob("step-*")), default=None)
         self.rundir.set_status(state, self.step, self.seen, newest, reason)
-
-
-class Meter:
-    """Means of the figures since the last reading, and where the time went.
-
-    The sums are a part of the checkpoint, so that a run writes the same lines however often it was interrupted; the
-    times are this process's own.
-
-    Args:
-        state: sums and steps to go on from.
-    """
-
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()} if state else {}
-        self._steps = int(state["steps"]) if state else 0
-        self._timed, self._waited, self._began = 0, 0.0, time.perf_counter()
-
-    def state(self) -> dict[str, Any]:
-        """Give sums and steps as JSON values; float32 survives JSON exactly."""
-        return {"sums": {name: value.item() for name, value in self._sums.items()}, "steps": self._steps}
-
-    def add(self, figures: Mapping[str, Tensor]) -> None:
-        """Take in one player's figures of one step."""
-        for name, value in figures.items():
-            self._sums[name] = self._sums[name].to(value) + value if name in self._sums else value.clone()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count a step, and the time inside the block as waiting for data."""
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
-        self._steps, self._timed = self._steps + 1, self._timed + 1
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time inside the block out of the speed."""
-        begin = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - begin
-
-    def read(self, batch: int) -> dict[str, float]:
-        """Give the means and the speed since the last reading, and start anew."""
-        elapsed = time.perf_counter() - self._began
-        figures = {f"train/{name}": value.item() / self._steps for name, value in self._sums.items()}
-        figures["time/images_per_second"] = self._timed * batch / elapsed
-        figures["time/data_wait_share"] = self._waited / elapsed
-        self._sums, self._steps = {}, 0
-        self._timed, self._waited, self._began = 0, 0.0, time.perf_counter()
-        return figures
