@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,13 +148,15 @@ class Trained:
         pipeline: draws images.
         experiment: the run's own configuration.
         run: its directory, for reading.
-        origin: run id, hash of the checkpoint, step and which weights: a part of every image's recipe.
+        origin: run id, hash of the checkpoint and which weights: a part of every image's recipe.
+        state: of the checkpoint: step, samples seen, seconds of training.
     """
 
     pipeline: Pipeline
     experiment: DiffusionExperiment
     run: RunDir
-    origin: Mapping[str, str | int]
+    origin: Mapping[str, str]
+    state: Mapping[str, Any]
 
 
 def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
@@ -183,13 +186,8 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         model.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
         raise Refused(f"{folder} does not fit {run.config_path} ({str(error).splitlines()[-1].strip()})") from error
-    origin = {
-        "run": run.run_id,
-        "checkpoint": checkpoint.identity(folder),
-        "step": saved.state["step"],
-        "weights": weights,
-    }
-    return Trained(made.pipeline(runtime.place(model).eval()), experiment, run, origin)
+    origin = {"run": run.run_id, "checkpoint": checkpoint.identity(folder), "weights": weights}
+    return Trained(made.pipeline(runtime.place(model).eval()), experiment, run, origin, saved.state)
 
 
 def _player(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -58,22 +58,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(folder: Path, summary: Path, num: int) -> None:
     import json
+    import time
 
     from lab.storage import write_whole
-    from lab.training import checkpoint
     from scripts import assemble, measure
 
     trained = assemble.trained(folder)
     sampling = trained.experiment.stage.sampling
-    newest = checkpoint.latest(trained.run.checkpoints)
-    assert newest is not None
     facts = {
-        "train_seconds": round(checkpoint.load(newest).state["seconds"], 1),
-        "images_seen": checkpoint.load(newest).state["seen"],
+        "train_seconds": round(trained.state["seconds"], 1),
+        "images_seen": trained.state["seen"],
         "num_parameters": sum(p.numel() for p in trained.pipeline.model.parameters()),
         "images_per_second": round(measure.images_per_second(trained, sampling), 1),
     }
+    began = time.perf_counter()
     figures = measure.everything(trained, sampling, num)
+    facts["evaluate_seconds"] = round(time.perf_counter() - began, 1)
     write_whole(summary, (json.dumps({**facts, **figures}, indent=2) + "\n").encode())
 
 
@@ -83,10 +83,11 @@ def _report(folder: Path, summary: dict[str, object]) -> None:
     print(measure.table(summary))
     print(
         f"{summary['num_parameters']:,} parameters; trained {summary['train_seconds']} s on "
-        f"{summary['images_seen']:,} images; draws {summary['images_per_second']} images/s"
+        f"{summary['images_seen']:,} images; draws {summary['images_per_second']} images/s; "
+        f"evaluated in {summary['evaluate_seconds']} s"
     )
     print(
-        f"pictures:    {folder / 'demo' / 'grid.png'}\n"
+        f"pictures:    {', '.join(str(sheet) for sheet in (folder / 'demo').glob('grid-*.png'))}\n"
         f"figures:     {folder / 'summary.json'}\n"
         f"tensorboard: tensorboard --logdir {folder / 'tb'}"
     )

@@ -1,13 +1,13 @@
 """Measure how well a trained run does what prompts say, and how close its pictures are to the world's.
 
-    python scripts/evaluate.py runs/demo                       # everything, into runs/demo/evaluation.json
+    python scripts/evaluate.py runs/demo                       # everything, into runs/demo/evaluation-<hash>.json
     python scripts/evaluate.py runs/demo --num 50              # quickly
     python scripts/evaluate.py runs/demo --num 500 --json out.json --guidance 2
 
 Prompts come from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations,
 held-out phrasings and ``single``. A picture is right when everything its prompt states is right and nothing is added; a
 picture that cannot be read is wrong. Intervals are Wilson 95 % for proportions and as named for distances. The same
-checkpoint and settings give the same figures.
+checkpoint and settings give the same figures, and are not measured twice: the hash in the file's name is theirs.
 """
 
 import argparse
@@ -24,20 +24,27 @@ def main(argv: Sequence[str]) -> int:
 
     from lab.errors import Refused
     from lab.storage import write_whole
-    from scripts import assemble, measure
+    from scripts import assemble, gallery, measure
 
     least = 2 if options.no_distances else 10
     if options.num < least:
         way_out = "" if options.no_distances else ", or 2 with --no-distances"
         raise Refused(f"--num {options.num}: at least {least} prompts per kind{way_out}")
+    if options.json and options.json.exists():
+        raise Refused(f"--json {options.json} exists: name another file, or move it away")
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
     asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "chunk")}
     sampling = assemble.sampling(
         trained.experiment, {name: value for name, value in asked.items() if value is not None}
     )
-    figures = measure.everything(trained, sampling, options.num, with_distances=not options.no_distances)
-    path = options.json or options.run / "evaluation.json"
-    write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
+    what = {"num": options.num, "distances": not options.no_distances}
+    recipe = [trained.origin, sampling.model_dump(mode="json"), what]
+    path = options.json or options.run / f"evaluation-{gallery.digest(recipe)}.json"
+    if path.exists():
+        figures = json.loads(path.read_text())
+    else:
+        figures = measure.everything(trained, sampling, options.num, with_distances=not options.no_distances)
+        write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
     print(measure.table(figures))
     print(path)
     return 0
@@ -50,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", type=Path, help="a run directory")
     add("--num", type=int, default=500, help="prompts per kind; pairs and diversity get twice as many (default 500)")
-    add("--json", type=Path, help="where to write the figures (default RUN/evaluation.json)")
+    add("--json", type=Path, help="where to write the figures (default RUN/evaluation-<hash>.json)")
     add("--checkpoint", help="a folder under RUN/ckpt (default: the newest good one)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
     add(

@@ -17,6 +17,11 @@ from lab.storage import write_whole
 from scripts.assemble import Trained
 
 
+def digest(recipe: object) -> str:
+    """Name JSON values by 20 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture that is wanted.
@@ -41,7 +46,7 @@ def read_prompts(given: Sequence[str], path: Path | None) -> list[str]:
     prompts = list(given)
     if path is not None:
         try:
-            prompts += path.read_text(encoding="utf-8").splitlines()
+            prompts += [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(f"--prompts-file {path} cannot be read as text: {error}") from None
     if not prompts:
@@ -70,8 +75,7 @@ def wanted(
     pictures = []
     for request in (Request(prompt, number, negative) for prompt in prompts for number in range(num)):
         recipe = {"prompt": request.prompt, "number": request.number, "negative": request.negative, **shared}
-        digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=10).hexdigest()
-        pictures.append(Picture(request, recipe, f"{request.number:04d}-{digest}.png"))
+        pictures.append(Picture(request, recipe, f"{request.number:04d}-{digest(recipe)}.png"))
     return pictures
 
 
@@ -97,10 +101,11 @@ def draw(trained: Trained, pictures: Sequence[Picture], seed: int, sampling: Sam
 
 
 def show(pictures: Sequence[Picture], out: Path, columns: int | None = None) -> Path:
-    """Lay the pictures out with their prompts as ``grid.png``."""
+    """Lay the pictures out with their prompts as ``grid-<hash of the pictures>.png``."""
+    sheet = out / f"grid-{digest([picture.name for picture in pictures])}.png"
     images = torch.stack([read_image(out / picture.name) for picture in pictures])
-    save_png(out / "grid.png", grid(images, [picture.request.prompt for picture in pictures], columns))
-    return out / "grid.png"
+    save_png(sheet, grid(images, [picture.request.prompt for picture in pictures], columns))
+    return sheet
 
 
 def _read_index(path: Path) -> dict[str, Mapping[str, object]]:

@@ -5,8 +5,8 @@
     python scripts/sample.py runs/demo --prompts-file prompts.txt --out pictures        # one prompt per line
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
 
-Writes one PNG per picture, ``grid.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the seed
-and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
+Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
+seed and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
 metadata: the same recipe is not drawn twice, another recipe is another file. The empty prompt "" is allowed: anything.
 """
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", type=Path, help="a run directory")
     add("prompts", nargs="*", help="what to draw")
-    add("--prompts-file", type=Path, help="a text file with one prompt per line")
+    add("--prompts-file", type=Path, help="a text file with one prompt per line; blank lines are skipped")
     add("--num", type=int, default=1, help="pictures per prompt (default 1)")
     add("--seed", type=int, default=0, help="of the noise (default 0)")
     add("--negative", default="", help="what to move away from; needs guidance above 1")

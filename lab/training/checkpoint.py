@@ -165,9 +165,10 @@ def load(folder: Path) -> Snapshot:
 
 
 def identity(folder: Path) -> str:
-    """Name a checkpoint's content: the first 16 hex digits of the hash of its manifest's file hashes."""
+    """Name a checkpoint's tensors by 16 hexadecimal digits: the same for the same bits, whenever and wherever made."""
     files = json.loads((folder / MANIFEST).read_text())["files"]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    hashes = {name: file["sha256"] for name, file in files.items() if name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _write(draft: Path, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:

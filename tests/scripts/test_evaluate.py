@@ -1,6 +1,7 @@
 """scripts/evaluate.py: figures that can be had again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_figures_name_what_they_are_of_and_come_out_the_same_again(
         assert done.code == 0, done.err
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     figures = json.loads((tmp_path / "a.json").read_text())
-    assert figures["origin"].keys() == {"run", "checkpoint", "step", "weights"}
+    assert figures["origin"].keys() == {"run", "checkpoint", "weights"}
     assert figures["sampling"]["steps"] == 3
     assert figures["prompts"].keys() == {"seed", "hash"}
     assert list(figures["prompt_accuracy"]) == KINDS
@@ -28,6 +29,24 @@ def test_figures_name_what_they_are_of_and_come_out_the_same_again(
     assert figures["diversity"].keys() == {"prompt", "position", "size", "ground"}
     assert "distances" not in figures
     assert all(kind in done.out for kind in KINDS)
+
+
+def test_the_same_figures_are_not_measured_twice_and_no_file_is_overwritten(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    arguments = ("evaluate", run, "--num", 2, "--no-distances")
+    first, again, other = script(*arguments), script(*arguments), script(*arguments, "--guidance", 1.5)
+    assert (first.code, again.code, other.code) == (0, 0, 0)
+    assert again.out == first.out
+    assert "picture" not in again.err  # no progress bar: nothing was drawn
+    assert len(list(run.glob("evaluation-*.json"))) == 2
+    (tmp_path / "mine.json").write_text("mine")
+    refused = script(*arguments, "--json", tmp_path / "mine.json")
+    assert refused.code == 2
+    assert "mine.json exists: name another file" in refused.err
+    assert (tmp_path / "mine.json").read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -54,7 +73,7 @@ def test_mistakes_are_told_with_their_remedy(
     done = script("evaluate", reference, *arguments)
     assert (done.code, done.out) == (2, "")
     assert answer in done.err.splitlines()[-1]
-    assert not (reference / "evaluation.json").exists()
+    assert not list(reference.glob("evaluation*"))
 
 
 def test_a_folder_that_is_no_run(script: Scripts, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_scene_is_the_same_picture_at_every_resolution() -> None:
     for slot in range(20):
         scene, _ = world("full").scene(0, slot)
         fine = render(scene, 256).reshape(3, 32, 8, 32, 8).mean(axis=(2, 4))
-        # Coverage is read from the distance to the edge, which is off by up to 0.36 of the contrast of 2 at a sharp tip.
+        # Coverage comes from the distance to the edge; it is off by up to 0.36 of the contrast of 2 at a sharp tip.
         assert np.abs(fine - render(scene, 32)).max() < 0.8
         assert np.abs(fine - render(scene, 32)).mean() < 0.01
 
