@@ -97,4 +97,35 @@ class V(Config):
         return (alpha * noise - sigma * x0) * _into(alpha, sigma)
 
 
-AnyParameterization = Annotated[Eps | X0 | V, Field(discriminator="kind")]
+class Edm(Config):
+    """The network predicts what a linear guess leaves: x0_hat = skip x_t + out network, by EDM's preconditioning.
+
+    With s = sigma / alpha and d = ``sigma_data``: skip = d^2 / (s^2 + d^2) / alpha, out = s d / sqrt(s^2 + d^2). Far
+    above s = d the network predicts the data, far below it the noise. With d = 1 on a schedule that preserves variance
+    this is V with the opposite sign. Flat pictures have little variance in most directions, and want a small d.
+
+    Attributes:
+        sigma_data: standard deviation of the data in those directions.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, table 1 and appendix B.6.
+    """
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: float = Field(0.5, gt=0)
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
+        """Give skip, out and into, each shaped like ``alpha``."""
+        # Multiplied out by alpha, so that it holds where alpha = 0.
+        total = sigma**2 + (alpha * self.sigma_data) ** 2
+        return Scales(
+            alpha * self.sigma_data**2 / total, sigma * self.sigma_data * total.rsqrt(), _into(alpha, sigma)
+        )
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Give what the network should say."""
+        # (x0 - skip x_t) / out with sigma divided out, so that it holds where sigma = 0.
+        total = sigma**2 + (alpha * self.sigma_data) ** 2
+        return (sigma / self.sigma_data * x0 - alpha * self.sigma_data * noise) * total.rsqrt()
+
+
+AnyParameterization = Annotated[Eps | X0 | V | Edm, Field(discriminator="kind")]
