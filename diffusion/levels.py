@@ -25,7 +25,7 @@ class Schedule(Protocol):
         ...
 
     def slope(self, t: Tensor) -> Tensor:
-        """Give d logsnr / dt, which is negative, shaped like ``t`` in (0, 1); infinite ends are left as they come."""
+        """Give d logsnr / dt, which is negative, shaped like ``t`` in (0, 1); 0 where log-SNR is held at a limit."""
         ...
 
 
@@ -62,6 +62,11 @@ def curve(level: Tensor, t: Tensor, shift: float, zero_terminal: bool) -> tuple[
     # Exactly data at t = 0: a sampler's last step must add no noise.
     level = torch.where(t > 0, level, torch.inf)
     return preserving(torch.where(t < 1, level, -torch.inf) if zero_terminal else level)
+
+
+def limited_slope(slope: Tensor, level: Tensor) -> Tensor:
+    """Give the derivative of a curve whose log-SNR, before the shift, is held within its limits: 0 beyond them."""
+    return torch.where(level.abs() < LOGSNR_LIMIT, slope, 0.0)
 
 
 def terminal_signal(schedule: Schedule) -> float:

@@ -65,12 +65,14 @@ class Pipeline:
         codec: from latents to images.
         size: side of the images in pixels.
         runtime: the precision that the network runs in.
+        offset_noise: the share of noise that is constant over a channel, as in training.
     """
 
     model: TextToImage
     codec: Codec
     size: int
     runtime: Runtime
+    offset_noise: float = 0.0
 
     def draw(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig) -> Iterator[Tensor]:
         """Draw images, chunk by chunk.
@@ -95,7 +97,11 @@ class Pipeline:
         streams = [key(seed, "sample", request.number) for request in requests]
 
         def noise(like: Tensor) -> Tensor:
-            return torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams]).to(like)
+            drawn = torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams])
+            if self.offset_noise > 0:
+                offsets = [standard_normal(stream, (like.shape[1], 1, 1)) for stream in streams]
+                drawn = drawn + self.offset_noise * torch.stack(offsets)
+            return drawn.to(like)
 
         side = self.size // self.codec.factor
         schedule, times = self.model.denoiser.schedule, uniform_times(sampling.steps)

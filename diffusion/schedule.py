@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffusion.levels import LOGSNR_LIMIT, Schedule, angle, curve, float64, logsnr, terminal_signal
+from diffusion.levels import LOGSNR_LIMIT, Schedule, angle, curve, float64, limited_slope, logsnr, terminal_signal
 from diffusion.tables import Linear, Quadratic, Table
 from lab.config import Config
 
@@ -77,10 +77,11 @@ class Cosine(Config):
         return t.clamp(0, 1).to(logsnr)
 
     def slope(self, t: Tensor) -> Tensor:
-        """Give d logsnr / dt, shaped like ``t``, of the curve without its limits."""
+        """Give d logsnr / dt, shaped like ``t``."""
         exact = float64(t)
-        now, (_, noise) = self._phase(exact), self._parts(exact)
-        return (-(2 * now.tan() + (2 * now).sin() / noise) * math.pi / 2 / (1 + self.s)).to(t)
+        now, (signal, noise) = self._phase(exact), self._parts(exact)
+        slope = -(2 * now.tan() + (2 * now).sin() / noise) * math.pi / 2 / (1 + self.s)
+        return limited_slope(slope, signal.log() - noise.log()).to(t)
 
     def _phase(self, t: Tensor) -> Tensor:
         return (t + self.s) / (1 + self.s) * (math.pi / 2)
@@ -120,11 +121,7 @@ class Sigmoid(Config):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Give alpha and sigma, each shaped like ``t``."""
         exact = float64(t)
-        first, now, last = self._ends(exact)
-        # The difference of two logistic values is sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): no cancellation.
-        to_come, passed = ((last - now) / 2).sinh().log(), ((now - first) / 2).sinh().log()
-        level = to_come - passed + math.log(math.cosh(first / 2) / math.cosh(last / 2))
-        alpha, sigma = curve(level, exact, self.shift, self.zero_terminal)
+        alpha, sigma = curve(self._level(exact), exact, self.shift, self.zero_terminal)
         return alpha.to(t), sigma.to(t)
 
     def t_of(self, logsnr: Tensor) -> Tensor:
@@ -138,9 +135,18 @@ class Sigmoid(Config):
         return ((now - first) / (last - first)).clamp(0, 1).to(logsnr)
 
     def slope(self, t: Tensor) -> Tensor:
-        """Give d logsnr / dt, shaped like ``t``, of the curve without its limits."""
-        first, now, last = self._ends(float64(t))
-        return (-(last - first) / 2 * (1 / ((last - now) / 2).tanh() + 1 / ((now - first) / 2).tanh())).to(t)
+        """Give d logsnr / dt, shaped like ``t``."""
+        exact = float64(t)
+        first, now, last = self._ends(exact)
+        slope = -(last - first) / 2 * (1 / ((last - now) / 2).tanh() + 1 / ((now - first) / 2).tanh())
+        return limited_slope(slope, self._level(exact)).to(t)
+
+    def _level(self, t: Tensor) -> Tensor:
+        """Log-SNR before shift and limits."""
+        first, now, last = self._ends(t)
+        # The difference of two logistic values is sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): no cancellation.
+        to_come, passed = ((last - now) / 2).sinh().log(), ((now - first) / 2).sinh().log()
+        return to_come - passed + math.log(math.cosh(first / 2) / math.cosh(last / 2))
 
     def _ends(self, t: Tensor) -> tuple[float, Tensor, float]:
         """Where the stretch begins, where it is at t, and where it ends."""

@@ -78,7 +78,7 @@ def test_v_is_the_derivative_in_the_angle(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("schedule", [Cosine(), Flow(), Karras()], ids=repr)
 def test_edm_sees_and_says_unit_variance(schedule: Schedule) -> None:
-    """For data of its standard deviation: into^2 var(x_t) = 1, and the target's two parts have squares that sum to 1."""
+    """For data of its standard deviation; the target's two parts have squares that sum to 1."""
     d, one, zero = 0.4, torch.ones(9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
     alpha, sigma = schedule(torch.linspace(0, 1, 9, dtype=torch.float64))
     edm = Edm(sigma_data=d)

@@ -188,6 +188,11 @@ def test_the_slope_is_the_derivative_of_log_snr(schedule: AnySchedule) -> None:
     assert schedule.slope(t.float()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("schedule", [Cosine(), Sigmoid()], ids=repr)
+def test_the_slope_is_0_where_log_snr_is_held_at_its_limit(schedule: Cosine | Sigmoid) -> None:
+    assert (schedule.slope(torch.tensor([1e-12, 1 - 1e-12], dtype=torch.float64)) == 0).all()
+
+
 @pytest.mark.parametrize(("start", "tau"), [(-3.0, 1.0), (0.0, 0.7)])
 def test_sigmoid_is_jabris(start: float, tau: float) -> None:
     t = TIMES[1:-1]
