@@ -105,7 +105,8 @@ class Velocity(Config):
     schedule's t: x_t / (alpha + sigma) is the state that flow has at the time sigma / (alpha + sigma), and this is the
     derivative there.
 
-    Source: Lipman et al. 2022, arXiv:2210.02747, eq. 14; Liu et al. 2022, arXiv:2209.03003, eq. 1, with time reversed.
+    Source: Lipman et al. 2022, arXiv:2210.02747, sec. 4.1; Liu et al. 2022, arXiv:2209.03003, eq. 1; both with time
+    reversed.
     """
 
     kind: Literal["flow"] = "flow"

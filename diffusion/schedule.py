@@ -162,7 +162,7 @@ class LogLinear(Config):
         low: log-SNR at t = 1.
         shift: lowers both by 2 log(shift).
 
-    Source: Kingma et al. 2021, arXiv:2107.00630, sec. 3.1, with both ends fixed.
+    Source: Kingma et al. 2021, arXiv:2107.00630, whose learned schedule is near it, with both ends fixed.
     """
 
     kind: Literal["log_linear"] = "log_linear"

@@ -93,7 +93,7 @@ class SoftMinSnr(Config):
         gamma: what the weight approaches where there is little noise; 1 / sigma_data^2 in the paper.
         floor: added, so that levels without signal are learned too; 1 for schedules with zero terminal SNR.
 
-    Source: Crowson et al. 2024, arXiv:2401.11605, sec. 3.5.
+    Source: Crowson et al. 2024, arXiv:2401.11605 ("soft-min-SNR").
     """
 
     kind: Literal["soft_min_snr"] = "soft_min_snr"
@@ -143,7 +143,7 @@ class SigmoidWeight(Config):
         bias: log-SNR above which the weight on noise falls.
         floor: added to w per sample, so that levels without signal are learned too.
 
-    Source: Kingma and Gao 2023, arXiv:2303.00848, sec. 4; Hoogeboom et al. 2024, arXiv:2410.19324, sec. 3.1.
+    Source: Kingma and Gao 2023, arXiv:2303.00848; Hoogeboom et al. 2024, arXiv:2410.19324 ("sigmoid weighting").
     """
 
     kind: Literal["sigmoid"] = "sigmoid"

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from diffusion.guidance import classifier_free
+from diffusion.guidance import GuidanceConfig, classifier_free
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.samplers import ddim, uniform_times
 from diffusion.text_to_image import TextToImage
@@ -27,6 +27,13 @@ PROMPTS = [
     "a white ring below",
 ]
 REQUESTS = [Request(prompt, number % 3, "a red ring" if number == 5 else "") for number, prompt in enumerate(PROMPTS)]
+GUIDES: list[dict[str, object]] = [
+    {"rule": {"kind": "apg", "radius": 0.5}},
+    {"rule": {"kind": "cfg_zero_star"}},
+    {"rule": {"kind": "cfg_plus_plus"}},
+    {"interval": (-3.0, 3.0)},
+    {"rescale": 0.7},
+]
 CPU = torch.device("cpu")
 
 
@@ -102,6 +109,7 @@ def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
                 {"eta": 0.5},
                 {"sampler": "ddpm"},
                 {"sampler": "ddpm", "variance": "lower"},
+                *({"guide": GuidanceConfig.model_validate(changed)} for changed in GUIDES),
             )
         ),
     ]

@@ -1,6 +1,7 @@
 """Diffusion as a stage: what a sample's loss depends on, and how often its caption is dropped."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -216,6 +217,35 @@ def test_the_loss_is_the_configured_one(loss: dict[str, object], tiny: Tiny) -> 
     )
     changed = not torch.isclose(losses, unweighted).any() or not torch.isclose(plain.x_t, noised.x_t).any()
     assert changed
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0", "v", "flow", "edm"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"kind": "cosine"},
+        {"kind": "cosine", "zero_terminal": True},
+        {"kind": "linear", "zero_terminal": True},
+        {"kind": "quadratic"},
+        {"kind": "sigmoid"},
+        {"kind": "log_linear"},
+        {"kind": "flow", "shift": 2.0},
+        {"kind": "karras"},
+    ],
+    ids=str,
+)
+def test_whatever_is_possible_trains_and_draws(schedule: dict[str, object], parameterization: str, tiny: Tiny) -> None:
+    ends_in_noise = schedule["kind"] == "flow" or schedule.get("zero_terminal")
+    if parameterization == "eps" and ends_in_noise:
+        return  # refused, see below
+    settings = {"schedule": schedule, "parameterization": {"kind": parameterization}}
+    model = tiny(**settings).train()
+    made = stage(model, **settings, sampling={"steps": 3, "chunk": 1, "sampler": "ddpm"})
+    losses, _ = made.loss("model", replace(batch([1, 2]), images=batch([1, 2]).images.float()))
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert made.preview(model.eval(), CAPTIONS[:1]).isfinite().all()
 
 
 def test_pictures_start_from_the_noise_of_training(tiny: Tiny) -> None:
