@@ -1,52 +1,64 @@
-"""The one loss: the mean square over the network's own target.
+"""The one loss: a weighted mean square over the network's own target.
 
 For a sample x0, a time t and noise, the state is x_t = alpha x0 + sigma noise and
 
-    loss = mean((network output - target)^2)        per sample, mean over c, h, w
+    loss = w(logsnr) mean((x0_hat - x0)^2) = w(logsnr) out^2 mean((network output - target)^2)
 
-which is the mean square of the error in x0, divided by out^2. The time and the noise of a sample are functions of its
-slot, so the loss of a slot does not depend on the batch it came in.
+per sample, mean over c, h, w. Unless told otherwise w = 1 / out^2. The time and the noise of a sample are functions of
+its slot, so the loss of a slot does not depend on the batch it came in.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from diffusion.denoiser import per_image
-from diffusion.schedule import Schedule
+from diffusion.levels import Schedule, float64, logsnr
+from diffusion.parameterization import Parameterization
+from diffusion.times import AnyTimes
+from diffusion.weight import AnyWeight, Level, TargetWeight
 from lab.config import Config
-from lab.randomness import normal, uniform
+from lab.randomness import normal, stratified, uniform
 
 
-class UniformTimes(Config):
-    """Times uniform in [0, 1]; the schedule decides which levels get how much of them."""
+class LossConfig(Config):
+    """What is made of the error, and how samples are made noisy.
 
-    kind: Literal["uniform"] = "uniform"
+    Attributes:
+        weight: how much each noise level counts.
+        huber: replaces the mean square m by 2 c (sqrt(m + c^2) - c) for this c > 0, which grows like the root of m
+            beyond c^2: samples that cannot be told count less. 0 is off.
+        stratified: spreads the times of neighbouring slots evenly over their distribution.
+        offset_noise: standard deviation of noise that is constant over each channel of an image, added to the noise
+            of training and of sampling alike, so that overall brightness is learned from pure noise on. 0 is off.
+        perturbation: standard deviation of further noise in the state, relative to sigma, that the target does not know
+            of: a model trained so forgives the errors of its own sampling. 0 is off.
 
-    def __call__(self, u: Tensor) -> Tensor:
-        """Map (b,) uniform numbers in [0, 1) to (b,) times in (0, 1]."""
-        return 1 - u
-
-
-class LogitNormalTimes(Config):
-    """Times whose logit is normal: the middle levels get most of them.
-
-    Source: Esser et al. 2024, arXiv:2403.03206, eq. 19.
+    Source: huber: Song and Dhariwal 2024, arXiv:2310.14189, sec. 3.3; offset_noise: Guttenberg 2023, "Diffusion with
+    offset noise"; perturbation: Ning et al. 2023, arXiv:2301.11706, algorithm 1.
     """
 
-    kind: Literal["logit_normal"] = "logit_normal"
-    mean: float = 0.0
-    std: float = Field(1.0, gt=0)
+    weight: AnyWeight = TargetWeight()
+    huber: float = Field(0.0, ge=0)
+    stratified: bool = False
+    offset_noise: float = Field(0.0, ge=0, le=1)
+    perturbation: float = Field(0.0, ge=0, le=1)
 
-    def __call__(self, u: Tensor) -> Tensor:
-        """Map (b,) uniform numbers in [0, 1) to (b,) times in (0, 1)."""
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7))).to(u)
+    def __call__(self, error: Tensor, level: Level) -> Tensor:
+        """Give the loss of each sample (b,).
+
+        Args:
+            error: (b,), mean square over the network's own target.
+            level: of the samples.
+        """
+        if self.huber > 0:  # 2 c (sqrt(m + c^2) - c), without the cancellation at small m
+            error = 2 * self.huber * error / ((error + self.huber**2).sqrt() + self.huber)
+        return self.weight(level).to(error) * error
 
 
-AnyTimes = Annotated[UniformTimes | LogitNormalTimes, Field(discriminator="kind")]
+PLAIN = LossConfig()
 
 
 class Noised(NamedTuple):
@@ -54,7 +66,7 @@ class Noised(NamedTuple):
 
     Attributes:
         x_t: (b, c, h, w).
-        noise: (b, c, h, w).
+        noise: (b, c, h, w), as the target knows it.
         t, alpha, sigma: (b,).
     """
 
@@ -65,7 +77,9 @@ class Noised(NamedTuple):
     sigma: Tensor
 
 
-def add_noise(x0: Tensor, slots: Sequence[int], seed: int, schedule: Schedule, times: AnyTimes) -> Noised:
+def add_noise(
+    x0: Tensor, slots: Sequence[int], seed: int, schedule: Schedule, times: AnyTimes, config: LossConfig = PLAIN
+) -> Noised:
     """Draw each slot's time and noise and mix.
 
     Args:
@@ -74,11 +88,25 @@ def add_noise(x0: Tensor, slots: Sequence[int], seed: int, schedule: Schedule, t
         seed: the run's seed.
         schedule: t -> (alpha, sigma).
         times: maps uniform numbers to times.
+        config: how times are spread, and what is added to the noise.
     """
-    t = times(uniform(seed, "t", slots)).to(x0)
+    spread = stratified if config.stratified else uniform
+    t = times(spread(seed, "t", slots), schedule).to(x0)
     noise = normal(seed, "noise", slots, tuple(x0.shape[1:])).to(x0)
+    if config.offset_noise > 0:
+        noise = noise + config.offset_noise * normal(seed, "offset", slots, (x0.shape[1], 1, 1)).to(x0)
+    mixed = noise
+    if config.perturbation > 0:
+        mixed = noise + config.perturbation * normal(seed, "perturbation", slots, tuple(x0.shape[1:])).to(x0)
     alpha, sigma = schedule(t)
-    return Noised(per_image(alpha) * x0 + per_image(sigma) * noise, noise, t, alpha, sigma)
+    return Noised(per_image(alpha) * x0 + per_image(sigma) * mixed, noise, t, alpha, sigma)
+
+
+def level_of(t: Tensor, schedule: Schedule, times: AnyTimes, parameterization: Parameterization) -> Level:
+    """Give what weights depend on at times (b,), just inside of (0, 1): at its ends log-SNR is infinite."""
+    inside = float64(t).clamp(1e-9, 1 - 1e-9)
+    alpha, sigma = schedule(inside)
+    return Level(logsnr(alpha, sigma), times.density(inside, schedule), parameterization(alpha, sigma).out)
 
 
 def square_error(output: Tensor, target: Tensor) -> Tensor:

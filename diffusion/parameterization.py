@@ -5,7 +5,8 @@ Every parameterization is three numbers per noise level,
     x0_hat = skip x_t + out network(into x_t, angle, cond)
 
 and the network's own target is what makes x0_hat equal x0. ``into`` brings the network's input to unit variance, for
-data of unit variance.
+data of unit variance (of variance sigma_data^2 for ``Edm``). All but ``Eps`` are finite at every level, pure noise
+(alpha = 0) and pure data (sigma = 0) included, on schedules that preserve variance and on those that do not.
 """
 
 from typing import Annotated, Literal, NamedTuple, Protocol
@@ -97,17 +98,39 @@ class V(Config):
         return (alpha * noise - sigma * x0) * _into(alpha, sigma)
 
 
-class Edm(Config):
-    """The network predicts what a linear guess leaves: x0_hat = skip x_t + out network, by EDM's preconditioning.
+class Velocity(Config):
+    """The network predicts noise - x0, the state's derivative in t on the unshifted flow schedule.
 
-    With s = sigma / alpha and d = ``sigma_data``: skip = d^2 / (s^2 + d^2) / alpha, out = s d / sqrt(s^2 + d^2). Far
-    above s = d the network predicts the data, far below it the noise. With d = 1 on a schedule that preserves variance
-    this is V with the opposite sign. Flat pictures have little variance in most directions, and want a small d.
+    On any other schedule it is the same difference of the same x0 and noise, so no longer the derivative in that
+    schedule's t: x_t / (alpha + sigma) is the state that flow has at the time sigma / (alpha + sigma), and this is the
+    derivative there.
+
+    Source: Lipman et al. 2022, arXiv:2210.02747, sec. 4.1; Liu et al. 2022, arXiv:2209.03003, eq. 1; both with time
+    reversed.
+    """
+
+    kind: Literal["flow"] = "flow"
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
+        """Give skip, out and into, each shaped like ``alpha``."""
+        total = alpha + sigma
+        return Scales(1 / total, -sigma / total, _into(alpha, sigma))
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Give what the network should say."""
+        return noise - x0
+
+
+class Edm(Config):
+    """The network predicts a mix of data and noise that has unit variance at each level, for data of a known spread.
+
+    The skip connection passes on what a linear denoiser would, and the network adds the rest. In EDM's form alpha is 1;
+    here sigma stands for sigma / alpha, multiplied out. With sigma_data = 1 and preserved variance this is -v.
 
     Attributes:
-        sigma_data: standard deviation of the data in those directions.
+        sigma_data: standard deviation of x0.
 
-    Source: Karras et al. 2022, arXiv:2206.00364, table 1 and appendix B.6.
+    Source: Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1.
     """
 
     kind: Literal["edm"] = "edm"
@@ -115,17 +138,15 @@ class Edm(Config):
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
         """Give skip, out and into, each shaped like ``alpha``."""
-        # Multiplied out by alpha, so that it holds where alpha = 0.
-        total = sigma**2 + (alpha * self.sigma_data) ** 2
-        return Scales(
-            alpha * self.sigma_data**2 / total, sigma * self.sigma_data * total.rsqrt(), _into(alpha, sigma)
-        )
+        into = self._into(alpha, sigma)
+        return Scales(alpha * (self.sigma_data * into) ** 2, sigma * self.sigma_data * into, into)
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Give what the network should say."""
-        # (x0 - skip x_t) / out with sigma divided out, so that it holds where sigma = 0.
-        total = sigma**2 + (alpha * self.sigma_data) ** 2
-        return (sigma / self.sigma_data * x0 - alpha * self.sigma_data * noise) * total.rsqrt()
+        return (sigma / self.sigma_data * x0 - alpha * self.sigma_data * noise) * self._into(alpha, sigma)
+
+    def _into(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (sigma**2 + (alpha * self.sigma_data) ** 2).rsqrt()
 
 
-AnyParameterization = Annotated[Eps | X0 | V | Edm, Field(discriminator="kind")]
+AnyParameterization = Annotated[Eps | X0 | V | Velocity | Edm, Field(discriminator="kind")]

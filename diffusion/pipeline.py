@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffusion.guidance import classifier_free
+from diffusion.guidance import GuidanceConfig, guide
 from diffusion.samplers import ddim, ddpm, uniform_times
 from diffusion.text_to_image import TextToImage
 from lab.config import Config
@@ -29,6 +29,7 @@ class SamplingConfig(Config):
         sampler: "ddim" or "ddpm".
         steps: number of denoiser calls.
         guidance: classifier-free scale; 1 is off.
+        guide: how the scale is used.
         eta: of ddim: share of the ancestral noise.
         variance: of ddpm: "upper" or "lower".
         chunk: images per pass of the network; a part of the recipe, since rounding depends on it.
@@ -37,9 +38,15 @@ class SamplingConfig(Config):
     sampler: Literal["ddim", "ddpm"] = "ddim"
     steps: int = Field(20, ge=1)
     guidance: float = 3.0
+    guide: GuidanceConfig = GuidanceConfig()
     eta: float = Field(0.0, ge=0, le=1)
     variance: Literal["upper", "lower"] = "upper"
     chunk: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SamplingConfig":
+        self.guide.check_sampler(self.sampler, self.eta)
+        return self
 
 
 class Request(NamedTuple):
@@ -65,12 +72,14 @@ class Pipeline:
         codec: from latents to images.
         size: side of the images in pixels.
         runtime: the precision that the network runs in.
+        offset_noise: the share of noise that is constant over a channel, as in training.
     """
 
     model: TextToImage
     codec: Codec
     size: int
     runtime: Runtime
+    offset_noise: float = 0.0
 
     def draw(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig) -> Iterator[Tensor]:
         """Draw images, chunk by chunk.
@@ -95,7 +104,11 @@ class Pipeline:
         streams = [key(seed, "sample", request.number) for request in requests]
 
         def noise(like: Tensor) -> Tensor:
-            return torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams]).to(like)
+            drawn = torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams])
+            if self.offset_noise > 0:
+                offsets = [standard_normal(stream, (like.shape[1], 1, 1)) for stream in streams]
+                drawn = drawn + self.offset_noise * torch.stack(offsets)
+            return drawn.to(like)
 
         side = self.size // self.codec.factor
         schedule, times = self.model.denoiser.schedule, uniform_times(sampling.steps)
@@ -103,7 +116,7 @@ class Pipeline:
         x = self.runtime.batch(sigma.item() * noise(torch.empty(len(requests), self.codec.channels, side, side)))
         cond = self.model.encode([request.prompt for request in requests])
         null = self.model.encode([request.negative for request in requests])
-        denoise = classifier_free(self.model.denoiser, cond, null, sampling.guidance)
+        denoise = guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
         if sampling.sampler == "ddim":
             x = ddim(denoise, x, times, schedule, eta=sampling.eta, noise=noise)
         else:

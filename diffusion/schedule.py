@@ -7,59 +7,40 @@ thing:
     logsnr = 2 log(alpha / sigma)        the level, +inf at data, -inf at pure noise
     angle  = atan2(sigma, alpha)         the level again, finite at both ends: what networks are told
 
-Everything here is variance preserving (alpha^2 + sigma^2 = 1) except ``Flow``. A schedule only says how fast time runs
-through the levels, so a model trained on one samples on any other at equal log-SNR.
+Everything here is variance preserving (alpha^2 + sigma^2 = 1) except ``Flow`` (alpha + sigma = 1) and ``Karras`` (alpha
+= 1), so sampling starts from noise of standard deviation sigma(1). A schedule only says how fast time runs through the
+levels, so a model trained on one samples on any other at equal log-SNR. DDPM's tables are in ``diffusion.tables``.
 
 Curved schedules compute in float64 inside; the result has the type and the device of ``t``.
 """
 
 import math
-from functools import cached_property
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.levels import LOGSNR_LIMIT, Schedule, angle, curve, float64, limited_slope, logsnr, terminal_signal
+from diffusion.tables import Linear, Quadratic, Table
 from lab.config import Config
 
-Array = npt.NDArray[np.float64]
-
-LOGSNR_LIMIT = 20.0  # cosine runs through log-SNR in [-20, 20], and is exactly data at t = 0
-
-
-class Schedule(Protocol):
-    """A function from time to (alpha, sigma), with its inverse."""
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Give alpha and sigma, each shaped like ``t``."""
-        ...
-
-    def t_of(self, logsnr: Tensor) -> Tensor:
-        """Give the time at which a log-SNR is reached, limited to [0, 1]."""
-        ...
-
-
-def angle(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Give the level as atan2(sigma, alpha), in [0, pi/2]: 0 at data, pi/2 at pure noise."""
-    return torch.atan2(sigma, alpha)
-
-
-def logsnr(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Give the level as 2 log(alpha / sigma); infinite where one of the two is 0."""
-    return 2 * (alpha.log() - sigma.log())
-
-
-def _float64(values: Tensor) -> Tensor:
-    """The values in float64, on the CPU where their own device has none (Apple's MPS)."""
-    return values.cpu().double() if values.device.type == "mps" else values.double()
-
-
-def _preserving(level: Tensor) -> tuple[Tensor, Tensor]:
-    """Alpha and sigma of a log-SNR with alpha^2 + sigma^2 = 1."""
-    return torch.sigmoid(level).sqrt(), torch.sigmoid(-level).sqrt()
+__all__ = [
+    "LOGSNR_LIMIT",
+    "AnySchedule",
+    "Cosine",
+    "Flow",
+    "Karras",
+    "Linear",
+    "LogLinear",
+    "Quadratic",
+    "Schedule",
+    "Sigmoid",
+    "Table",
+    "angle",
+    "logsnr",
+    "terminal_signal",
+]
 
 
 class Cosine(Config):
@@ -69,6 +50,7 @@ class Cosine(Config):
         s: keeps the first step from being vanishingly small.
         shift: lowers log-SNR by 2 log(shift) everywhere; above 1 for larger images, or where the layout is to get more
             of the time.
+        zero_terminal: whether alpha(1) is exactly 0, where log-SNR would end at its limit.
 
     Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17; shift: Hoogeboom et al. 2023, arXiv:2301.11093, sec.
     3.1.
@@ -77,108 +59,139 @@ class Cosine(Config):
     kind: Literal["cosine"] = "cosine"
     s: float = Field(0.008, gt=0, le=0.1)
     shift: float = Field(1.0, gt=0)
+    zero_terminal: bool = False
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Give alpha and sigma, each shaped like ``t``."""
-        exact = _float64(t)
-        start, now = self._phase(torch.zeros_like(exact)), self._phase(exact)
-        # 1 - alpha^2 = sin(now - start) sin(now + start) / cos(start)^2, without the cancellation at small t.
-        signal, noise = now.cos().clamp_min(0) ** 2, (now - start).sin() * (now + start).sin()
-        level = (signal.log() - noise.log()).clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT) - 2 * math.log(self.shift)
-        # Exactly data at t = 0: a sampler's last step must add no noise.
-        alpha, sigma = _preserving(torch.where(exact > 0, level, torch.inf))
+        exact = float64(t)
+        signal, noise = self._parts(exact)
+        alpha, sigma = curve(signal.log() - noise.log(), exact, self.shift, self.zero_terminal)
         return alpha.to(t), sigma.to(t)
 
     def t_of(self, logsnr: Tensor) -> Tensor:
         """Give the time at which a log-SNR is reached, limited to [0, 1]."""
-        level = _float64(logsnr) + 2 * math.log(self.shift)
+        level = float64(logsnr) + 2 * math.log(self.shift)
         start = self._phase(torch.zeros_like(level))
         now = torch.acos(torch.sigmoid(level).sqrt() * start.cos())
         t = now * 2 / math.pi * (1 + self.s) - self.s
         return t.clamp(0, 1).to(logsnr)
 
+    def slope(self, t: Tensor) -> Tensor:
+        """Give d logsnr / dt, shaped like ``t``."""
+        exact = float64(t)
+        now, (signal, noise) = self._phase(exact), self._parts(exact)
+        slope = -(2 * now.tan() + (2 * now).sin() / noise) * math.pi / 2 / (1 + self.s)
+        return limited_slope(slope, signal.log() - noise.log()).to(t)
+
     def _phase(self, t: Tensor) -> Tensor:
         return (t + self.s) / (1 + self.s) * (math.pi / 2)
 
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha^2 and sigma^2, both times cos(a(0))^2."""
+        start, now = self._phase(torch.zeros_like(t)), self._phase(t)
+        # 1 - alpha^2 = sin(now - start) sin(now + start) / cos(start)^2, without the cancellation at small t.
+        return now.cos().clamp_min(0) ** 2, (now - start).sin() * (now + start).sin()
 
-class Linear(Config):
-    """A DDPM table with betas linear in the step.
+
+class Sigmoid(Config):
+    """alpha(t)^2 falls from 1 to 0 along a stretch of the logistic curve.
 
     Attributes:
-        steps: length of the table. The two betas are for 1,000 steps; another length needs others (times 1000 / steps
-            keeps the levels).
-        first, last: beta of the first and of the last step.
+        start, end: where on the logistic curve the stretch begins and ends.
+        tau: temperature; smaller is steeper in the middle.
+        shift: lowers log-SNR by 2 log(shift) everywhere.
+        zero_terminal: whether alpha(1) is exactly 0, where log-SNR would end at its limit.
 
-    Source: Ho et al. 2020, arXiv:2006.11239, sec. 4.
+    Source: Jabri et al. 2023, arXiv:2212.11972, appendix; Chen 2023, arXiv:2301.10972, algorithm 1.
     """
 
-    kind: Literal["linear"] = "linear"
-    steps: int = Field(1000, ge=2)
-    first: float = Field(1e-4, gt=0, lt=1)
-    last: float = Field(0.02, gt=0, lt=1)
+    kind: Literal["sigmoid"] = "sigmoid"
+    start: float = Field(-3.0, ge=-20, le=20)
+    end: float = Field(3.0, ge=-20, le=20)
+    tau: float = Field(1.0, ge=0.05)
+    shift: float = Field(1.0, gt=0)
+    zero_terminal: bool = False
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Sigmoid":
+        if self.start >= self.end:
+            raise ValueError(f"start must be below end, got {self.start} and {self.end}")
+        return self
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Give alpha and sigma, each shaped like ``t``."""
-        return _from_table(self._angles, t)
+        exact = float64(t)
+        alpha, sigma = curve(self._level(exact), exact, self.shift, self.zero_terminal)
+        return alpha.to(t), sigma.to(t)
 
     def t_of(self, logsnr: Tensor) -> Tensor:
         """Give the time at which a log-SNR is reached, limited to [0, 1]."""
-        return _table_time(self._angles, logsnr)
+        level = float64(logsnr) + 2 * math.log(self.shift)
+        first, now, last = self._ends(level)
+        alpha2, sigma2 = torch.sigmoid(level), torch.sigmoid(-level)
+        ends = torch.tensor([first, last], dtype=torch.float64, device=level.device)
+        passed, to_come = torch.sigmoid(ends), torch.sigmoid(-ends)
+        now = (alpha2 * passed[0] + sigma2 * passed[1]).log() - (alpha2 * to_come[0] + sigma2 * to_come[1]).log()
+        return ((now - first) / (last - first)).clamp(0, 1).to(logsnr)
 
-    @cached_property
-    def _angles(self) -> Array:
-        return _table_angles(np.linspace(self.first, self.last, self.steps))
+    def slope(self, t: Tensor) -> Tensor:
+        """Give d logsnr / dt, shaped like ``t``."""
+        exact = float64(t)
+        first, now, last = self._ends(exact)
+        slope = -(last - first) / 2 * (1 / ((last - now) / 2).tanh() + 1 / ((now - first) / 2).tanh())
+        return limited_slope(slope, self._level(exact)).to(t)
+
+    def _level(self, t: Tensor) -> Tensor:
+        """Log-SNR before shift and limits."""
+        first, now, last = self._ends(t)
+        # The difference of two logistic values is sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): no cancellation.
+        to_come, passed = ((last - now) / 2).sinh().log(), ((now - first) / 2).sinh().log()
+        return to_come - passed + math.log(math.cosh(first / 2) / math.cosh(last / 2))
+
+    def _ends(self, t: Tensor) -> tuple[float, Tensor, float]:
+        """Where the stretch begins, where it is at t, and where it ends."""
+        first, last = self.start / self.tau, self.end / self.tau
+        return first, first + t * (last - first), last
 
 
-class Quadratic(Config):
-    """A DDPM table with betas linear in their square root.
-
-    The default constants are DDIM's; Stable Diffusion's "scaled linear" is the same class with 0.00085 and 0.012.
+class LogLinear(Config):
+    """Log-SNR falls in a straight line; exactly data at t = 0.
 
     Attributes:
-        steps: length of the table.
-        first, last: beta of the first and of the last step.
+        high: log-SNR just after t = 0.
+        low: log-SNR at t = 1.
+        shift: lowers both by 2 log(shift).
 
-    Source: Song et al. 2021, arXiv:2010.02502, appendix D.3 ("quad"); Rombach et al. 2022, arXiv:2112.10752.
+    Source: Kingma et al. 2021, arXiv:2107.00630, whose learned schedule is near it, with both ends fixed.
     """
 
-    kind: Literal["quadratic"] = "quadratic"
-    steps: int = Field(1000, ge=2)
-    first: float = Field(1e-4, gt=0, lt=1)
-    last: float = Field(0.02, gt=0, lt=1)
+    kind: Literal["log_linear"] = "log_linear"
+    high: float = 13.3
+    low: float = -10.0
+    shift: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _falling(self) -> "LogLinear":
+        if not -LOGSNR_LIMIT <= self.low < self.high <= LOGSNR_LIMIT:
+            raise ValueError(
+                f"low must be below high, both within {LOGSNR_LIMIT:g} of 0, got {self.low} and {self.high}"
+            )
+        return self
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Give alpha and sigma, each shaped like ``t``."""
-        return _from_table(self._angles, t)
+        exact = float64(t)
+        alpha, sigma = curve(self.high + exact * (self.low - self.high), exact, self.shift, zero_terminal=False)
+        return alpha.to(t), sigma.to(t)
 
     def t_of(self, logsnr: Tensor) -> Tensor:
         """Give the time at which a log-SNR is reached, limited to [0, 1]."""
-        return _table_time(self._angles, logsnr)
+        level = float64(logsnr) + 2 * math.log(self.shift)
+        return ((self.high - level) / (self.high - self.low)).clamp(0, 1).to(logsnr)
 
-    @cached_property
-    def _angles(self) -> Array:
-        return _table_angles(np.linspace(self.first**0.5, self.last**0.5, self.steps) ** 2)
-
-
-# A DDPM table of T betas as a continuous schedule: step k of the table is time k / T, k = 1 .. T (diffusers' timestep k
-# - 1), exact there; between the knots, and between data and the first knot, the angle is interpolated.
-
-
-def _table_angles(betas: Array) -> Array:
-    """Angles (T + 1,) at the knots k / T, k = 0 .. T."""
-    log_signal = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])  # log alpha^2
-    angles: Array = np.arctan2(np.sqrt(-np.expm1(log_signal)), np.exp(log_signal / 2))
-    return angles
-
-
-def _from_table(angles: Array, t: Tensor) -> tuple[Tensor, Tensor]:
-    at = np.interp(t.detach().cpu().double().numpy(), np.linspace(0, 1, len(angles)), angles)
-    return torch.as_tensor(np.cos(at)).to(t), torch.as_tensor(np.sin(at)).to(t)
-
-
-def _table_time(angles: Array, logsnr: Tensor) -> Tensor:
-    level = np.arctan(np.exp(-logsnr.detach().cpu().double().numpy() / 2))
-    return torch.as_tensor(np.interp(level, angles, np.linspace(0, 1, len(angles)))).to(logsnr)
+    def slope(self, t: Tensor) -> Tensor:
+        """Give d logsnr / dt, shaped like ``t``."""
+        return torch.full_like(t, self.low - self.high)
 
 
 class Flow(Config):
@@ -202,5 +215,56 @@ class Flow(Config):
         """Give the time at which a log-SNR is reached, limited to [0, 1]."""
         return torch.sigmoid(-logsnr / 2 - math.log(self.shift))
 
+    def slope(self, t: Tensor) -> Tensor:
+        """Give d logsnr / dt, shaped like ``t``."""
+        return -2 / (t * (1 - t))
 
-AnySchedule = Annotated[Cosine | Linear | Quadratic | Flow, Field(discriminator="kind")]
+
+class Karras(Config):
+    """Variance exploding: alpha = 1, sigma(t)^(1/rho) is linear in t; exactly data at t = 0.
+
+    Equal steps in t are the noise levels of EDM's sampler. The state at t = 1 has standard deviation near sigma_max.
+
+    Attributes:
+        sigma_min: sigma just after t = 0.
+        sigma_max: sigma at t = 1.
+        rho: how much of the time goes to low noise; 1 is linear in sigma.
+        shift: multiplies sigma, which lowers log-SNR by 2 log(shift) everywhere.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, eq. 5.
+    """
+
+    kind: Literal["karras"] = "karras"
+    sigma_min: float = Field(0.002, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    rho: float = Field(7.0, ge=1)
+    shift: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Karras":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        return self
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Give alpha and sigma, each shaped like ``t``."""
+        exact, (low, high) = float64(t), self._roots()
+        sigma = self.shift * (low + exact * (high - low)) ** self.rho
+        return torch.ones_like(t), torch.where(exact > 0, sigma, 0.0).to(t)
+
+    def t_of(self, logsnr: Tensor) -> Tensor:
+        """Give the time at which a log-SNR is reached, limited to [0, 1]."""
+        low, high = self._roots()
+        root = ((-float64(logsnr) / 2).exp() / self.shift) ** (1 / self.rho)
+        return ((root - low) / (high - low)).clamp(0, 1).to(logsnr)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Give d logsnr / dt, shaped like ``t``."""
+        low, high = self._roots()
+        return -2 * self.rho * (high - low) / (low + t * (high - low))
+
+    def _roots(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+
+AnySchedule = Annotated[Cosine | Linear | Quadratic | Sigmoid | LogLinear | Flow | Karras, Field(discriminator="kind")]

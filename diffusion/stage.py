@@ -1,5 +1,6 @@
 """Text-to-image diffusion as a stage of the one trainer: pixels or latents alike."""
 
+import logging
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Literal
 
@@ -8,11 +9,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffusion.denoiser import Denoiser, per_image
-from diffusion.loss import AnyTimes, UniformTimes, add_noise, square_error
+from diffusion.loss import LossConfig, add_noise, level_of, square_error
 from diffusion.parameterization import AnyParameterization, Eps, V
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
-from diffusion.schedule import AnySchedule, Cosine
+from diffusion.schedule import AnySchedule, Cosine, Table, terminal_signal
 from diffusion.text_to_image import TextToImage
+from diffusion.times import AnyTimes, LogNormalTimes, UniformTimes
 from diffusion.unet import UNet, UNetConfig
 from lab.config import Config
 from lab.data.loader import Batch
@@ -20,6 +22,10 @@ from lab.randomness import normal, seeded, uniform
 from lab.runtime import Runtime
 from lab.text.clip import ClipConfig, ClipText
 from vae.codec import Codec
+
+log = logging.getLogger(__name__)
+SIGNAL_REFUSED = 0.075  # alpha(1), for a walk that starts from pure noise; DDPM's linear table of 500 steps has 0.080
+SIGNAL_WARNED = 0.02  # Stable Diffusion's table has 0.068
 
 
 class DiffusionConfig(Config):
@@ -30,6 +36,7 @@ class DiffusionConfig(Config):
         schedule: how much noise at which time.
         parameterization: what the network predicts.
         times: where in time the training samples lie.
+        loss: what is made of the error, and how samples are made noisy.
         caption_drop: share of captions replaced by the empty one, which teaches the null condition of guidance.
         sampling: how its images are drawn unless told otherwise.
     """
@@ -39,18 +46,55 @@ class DiffusionConfig(Config):
     schedule: AnySchedule = Cosine()
     parameterization: AnyParameterization = V()
     times: AnyTimes = UniformTimes()
+    loss: LossConfig = LossConfig()
     caption_drop: float = Field(0.1, ge=0, le=1)
     sampling: SamplingConfig = SamplingConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> "DiffusionConfig":
-        alpha, _ = self.schedule(torch.ones(1))
-        if isinstance(self.parameterization, Eps) and not alpha.all():
+        signal, kind = terminal_signal(self.schedule), self.schedule.kind
+        if isinstance(self.parameterization, Eps) and signal == 0:
             raise ValueError(
-                f"parameterization eps needs some signal at t = 1, but schedule {self.schedule.kind} has none there: "
-                "predict v or x0"
+                f"parameterization eps needs some signal at t = 1, but schedule {kind} has none there: predict v or x0"
             )
+        if signal > SIGNAL_REFUSED:
+            raise ValueError(
+                f"schedule {kind} keeps {signal:.3f} of the signal at t = 1, but sampling starts from pure noise there "
+                f"(at most {SIGNAL_REFUSED}): {_more_noise(self.schedule)}"
+            )
+        if isinstance(self.times, LogNormalTimes) and self.times.mass(self.schedule) < 0.5:
+            raise ValueError(
+                f"times.mean={self.times.mean} and times.std={self.times.std} lie mostly beyond the noise levels of "
+                f"schedule {kind}: choose others, or a schedule that reaches them"
+            )
+        for remark in self.remarks():
+            log.warning("%s", remark)
         return self
+
+    def remarks(self) -> list[str]:
+        """List what is possible but seldom meant, one sentence each, with the remedy."""
+        signal, kind = terminal_signal(self.schedule), self.schedule.kind
+        remarks = []
+        if signal > SIGNAL_WARNED:
+            remarks.append(
+                f"schedule {kind} keeps {signal:.3f} of the signal at t = 1, which sampling from pure noise lacks: "
+                f"brightness will be off; {_more_noise(self.schedule)}"
+            )
+        if signal == 0 and self.loss.weight.vanishes:
+            remarks.append(
+                f"loss.weight {self.loss.weight.kind} is 0 at t = 1, where schedule {kind} has no signal, so the first "
+                "step of sampling is not learned: set loss.weight.floor=1"
+            )
+        return remarks
+
+
+def _more_noise(schedule: AnySchedule) -> str:
+    """How to leave less signal at t = 1."""
+    if isinstance(schedule, Table):
+        rescaled = "" if schedule.steps == 1000 else f"multiply the betas by 1000 / {schedule.steps}, or "
+        return f"{rescaled}set schedule.zero_terminal=true and predict v or x0"
+    remedy = {"log_linear": "lower schedule.low", "karras": "raise schedule.sigma_max"}
+    return remedy.get(schedule.kind, "set schedule.zero_terminal=true, or raise schedule.shift")
 
 
 def build(config: DiffusionConfig, text: ClipConfig, codec: Codec, seed: int) -> TextToImage:
@@ -95,10 +139,11 @@ class DiffusionStage:
         captions = [
             "" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)
         ]
-        noised = add_noise(x0, slots, batch.seed, config.schedule, config.times)
+        noised = add_noise(x0, slots, batch.seed, config.schedule, config.times, config.loss)
         output, _ = self.players["model"](noised.x_t, noised.t, self._tokenize(captions).to(x0.device))
         target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))
-        return square_error(output, target), {}
+        level = level_of(noised.t, config.schedule, config.times, config.parameterization)
+        return config.loss(square_error(output, target), level), {}
 
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         """Draw one (3, H, W) image per caption, from the same noise every time."""
@@ -108,12 +153,11 @@ class DiffusionStage:
     def pipeline(self, model: nn.Module) -> Pipeline:
         """Give what draws images with these weights, in eval mode."""
         assert isinstance(model, TextToImage)
-        return Pipeline(model, self.codec, self.size, self.runtime)
+        return Pipeline(model, self.codec, self.size, self.runtime, self.config.loss.offset_noise)
 
     def findings(self) -> Mapping[str, float]:
         """Give the signal left at t = 1 and the share of empty captions."""
-        alpha, _ = self.config.schedule(torch.ones(1, dtype=torch.float64))
-        return {"alpha_at_1": alpha.item(), "caption_drop": self.config.caption_drop}
+        return {"alpha_at_1": terminal_signal(self.config.schedule), "caption_drop": self.config.caption_drop}
 
     def _latents(self, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_DIGITS = 16  # binary digits that are shared out; those after them are independent
+
 
 def number(seed: int, stream: str, counter: int) -> int:
     """Give the 128-bit number of one counter of one stream.
@@ -59,6 +61,29 @@ def uniform(seed: int, stream: str, slots: Iterable[int]) -> Tensor:
     """
     # 24 bits: float32 represents every k / 2^24 exactly, so the result never rounds up to 1.
     return torch.tensor([(number(seed, stream, slot) >> 104) / (1 << 24) for slot in slots], dtype=torch.float32)
+
+
+def stratified(seed: int, stream: str, slots: Iterable[int]) -> Tensor:
+    """Draw one number in [0, 1) per slot, such that neighbouring slots share the interval out evenly.
+
+    A van der Corput sequence under nested scrambling: of any 2^m slots that begin at a multiple of 2^m (m up to 16)
+    exactly one falls into each of the 2^m equal parts of [0, 1), at a random place within it. Each number alone is
+    uniform. As with ``uniform``, a number depends on its slot alone.
+
+    Returns:
+        (b,) float32 on the CPU.
+
+    Source: Owen 1995, "Randomly permuted (t,m,s)-nets and (t,s)-sequences", in base 2.
+    """
+
+    def one(slot: int) -> float:
+        digits = 0  # the bits of the slot, lowest first, each turned or not by a coin that hangs on those before it
+        for place in range(_DIGITS):
+            path = (1 << place) | (slot & ((1 << place) - 1))
+            digits = digits << 1 | (slot >> place ^ number(seed, f"{stream}/turn", path)) & 1
+        return ((digits << 24 - _DIGITS) | number(seed, stream, slot) >> 104 + _DIGITS) / (1 << 24)
+
+    return torch.tensor([one(slot) for slot in slots], dtype=torch.float32)
 
 
 def seed_torch(seed: int, stream: str, counter: int = 0) -> None:

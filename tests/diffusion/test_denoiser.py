@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from diffusion.condition import Cond
 from diffusion.denoiser import Denoiser, per_image
-from diffusion.parameterization import X0, Eps, Parameterization, V
-from diffusion.schedule import Cosine, Flow, Linear, Schedule, angle, logsnr
+from diffusion.parameterization import X0, Edm, Eps, Parameterization, V, Velocity
+from diffusion.schedule import Cosine, Flow, Karras, Linear, Schedule, angle, logsnr
 
 COND = Cond(torch.zeros(4, 1, 1), torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1))
 
@@ -20,13 +20,15 @@ class Oracle(nn.Module):
         self.mean, self.std, self.parameterization = mean, std, parameterization
 
     def forward(self, x: Tensor, angle: Tensor, cond: Cond) -> Tensor:
-        alpha, sigma = per_image(angle.cos()), per_image(angle.sin())
+        alpha, sigma = angle.cos(), angle.sin()
+        x = x / per_image(self.parameterization(alpha, sigma).into)  # x_t of the variance-preserving schedule
+        alpha, sigma = per_image(alpha), per_image(sigma)
         x0_hat = self.mean + alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * (x - alpha * self.mean)
         return self.parameterization.target(x0_hat, (x - alpha * x0_hat) / sigma, alpha, sigma)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Linear(), Flow(), Flow(shift=3.0)], ids=repr)
-@pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=repr)
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), Flow(), Flow(shift=3.0), Karras()], ids=repr)
+@pytest.mark.parametrize("parameterization", [Eps(), X0(), V(), Velocity(), Edm()], ids=repr)
 def test_one_network_denoises_on_any_schedule(
     parameterization: Parameterization, schedule: Schedule, gaussian: type
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from diffusion.guidance import classifier_free
+from diffusion.guidance import GuidanceConfig, classifier_free
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.samplers import ddim, uniform_times
 from diffusion.text_to_image import TextToImage
@@ -27,6 +27,13 @@ PROMPTS = [
     "a white ring below",
 ]
 REQUESTS = [Request(prompt, number % 3, "a red ring" if number == 5 else "") for number, prompt in enumerate(PROMPTS)]
+GUIDES: list[dict[str, object]] = [
+    {"rule": {"kind": "apg", "radius": 0.5}},
+    {"rule": {"kind": "cfg_zero_star"}},
+    {"rule": {"kind": "cfg_plus_plus"}},
+    {"interval": (-3.0, 3.0)},
+    {"rescale": 0.7},
+]
 CPU = torch.device("cpu")
 
 
@@ -66,6 +73,26 @@ def test_a_deterministic_image_is_its_noise_walked_to_data(tiny: Tiny) -> None:
         torch.testing.assert_close(images, ddim(denoise, start, times, schedule))
 
 
+def test_offset_noise_is_in_the_start_and_in_every_fresh_noise(tiny: Tiny) -> None:
+    class Silent(torch.nn.Module):
+        """Says x0 = 0, so that a state is sigma times what was drawn."""
+
+        def forward(self, x: Tensor, angle: Tensor, cond: object) -> Tensor:
+            return torch.zeros_like(x)
+
+    model = tiny(parameterization={"kind": "x0"})
+    model.denoiser.network = Silent()
+    seen: list[Tensor] = []
+    model.denoiser.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    requests = [Request("", number) for number in range(64)]
+    list(Pipeline(model, Pixels(), 8, Runtime(CPU), 0.5).draw(requests, 0, SamplingConfig(steps=3, eta=1, chunk=64)))
+    assert len(seen) == 3
+    for state in seen:
+        means = state[:64].mean(dim=(2, 3))
+        within = (state[:64] - means[..., None, None]).var().item()
+        assert means.var().item() / within == pytest.approx(0.5**2 + 1 / 64, rel=0.4)
+
+
 def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
     pipeline, base = Pipeline(tiny(), Pixels(), 8, Runtime(CPU)), SamplingConfig(steps=3, chunk=1)
     reference = draw(pipeline, [Request("a red circle")], base)
@@ -82,6 +109,7 @@ def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
                 {"eta": 0.5},
                 {"sampler": "ddpm"},
                 {"sampler": "ddpm", "variance": "lower"},
+                *({"guide": GuidanceConfig.model_validate(changed)} for changed in GUIDES),
             )
         ),
     ]

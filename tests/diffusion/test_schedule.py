@@ -7,18 +7,46 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from diffusion.schedule import LOGSNR_LIMIT, Cosine, Flow, Linear, Quadratic, Schedule, angle, logsnr
+from diffusion.schedule import (
+    LOGSNR_LIMIT,
+    AnySchedule,
+    Cosine,
+    Flow,
+    Karras,
+    Linear,
+    LogLinear,
+    Quadratic,
+    Schedule,
+    Sigmoid,
+    Table,
+    angle,
+    logsnr,
+    terminal_signal,
+)
 
-SCHEDULES = [
+SCHEDULES: list[AnySchedule] = [
     Cosine(),
     Cosine(shift=2.0),
+    Cosine(zero_terminal=True),
     Linear(),
+    Linear(shift=2.0),
+    Linear(zero_terminal=True),
+    Linear(steps=7, first=0.01, last=0.95),
     Quadratic(),
     Quadratic(first=0.00085, last=0.012),
+    Quadratic(first=0.00085, last=0.012, zero_terminal=True),
+    Sigmoid(),
+    Sigmoid(start=0.0, end=3.0, tau=0.7, shift=2.0),
+    Sigmoid(zero_terminal=True),
+    LogLinear(),
+    LogLinear(shift=2.0),
     Flow(),
     Flow(shift=3.0),
+    Karras(),
+    Karras(rho=1.0, sigma_max=20.0),
+    Karras(shift=2.0),
 ]
-PRESERVING = [schedule for schedule in SCHEDULES if not isinstance(schedule, Flow)]
+PRESERVING = [schedule for schedule in SCHEDULES if not isinstance(schedule, Flow | Karras)]
 TIMES = torch.linspace(0, 1, 257, dtype=torch.float64)
 
 every = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -28,7 +56,8 @@ every = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_time_runs_from_data_to_noise(schedule: Schedule) -> None:
     alpha, sigma = schedule(TIMES)
     assert (alpha[0], sigma[0]) == (1, 0)
-    assert alpha[-1] < 0.1
+    assert terminal_signal(schedule) == pytest.approx(math.cos(angle(alpha, sigma)[-1]), abs=1e-12)
+    assert terminal_signal(schedule) < 0.1
     assert sigma[-1] > 0.99
     assert (angle(alpha, sigma).diff() > 0).all()
 
@@ -118,11 +147,107 @@ def test_flow_is_a_straight_line() -> None:
     torch.testing.assert_close(sigma, TIMES)
 
 
-@pytest.mark.parametrize("kind", [Cosine, Flow])
+@pytest.mark.parametrize("kind", [Cosine, Linear, Quadratic, Sigmoid, LogLinear, Flow, Karras])
 def test_shift_lowers_log_snr_everywhere(kind: type[Cosine | Flow]) -> None:
+    """The shift of flow, that of cosine and all others are one: 2 log s less at every time."""
     t = TIMES[1:-1]
     difference = logsnr(*kind()(t)) - logsnr(*kind(shift=3.0)(t))
     torch.testing.assert_close(difference, torch.full_like(t, 2 * math.log(3)), rtol=1e-9, atol=0)
+
+
+def test_the_shift_of_flow_is_the_published_map_of_time() -> None:
+    mapped = 3 * TIMES / (1 + 2 * TIMES)
+    torch.testing.assert_close(Flow(shift=3.0)(TIMES), Flow()(mapped), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Quadratic(first=0.00085, last=0.012), Linear(steps=10, last=0.9)])
+def test_zero_terminal_is_the_published_rescaling(schedule: Table) -> None:
+    root = np.sqrt(np.cumprod(1 - schedule.betas()))
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    knots = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
+    alpha, sigma = schedule.model_copy(update={"zero_terminal": True})(knots)
+    torch.testing.assert_close(alpha, torch.from_numpy(expected), rtol=1e-11, atol=1e-15)
+    assert (alpha[-1], sigma[-1]) == (0, 1)
+    torch.testing.assert_close(alpha[0], schedule(knots[:1])[0][0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Sigmoid(), Linear(shift=0.5)], ids=repr)
+def test_zero_terminal_is_exact_in_every_precision(schedule: Cosine | Sigmoid | Linear) -> None:
+    ends = schedule.model_copy(update={"zero_terminal": True})
+    for dtype in (torch.float32, torch.float64):
+        alpha, sigma = ends(torch.ones(1, dtype=dtype))
+        assert (alpha, sigma) == (0, 1)
+    assert terminal_signal(schedule) > 0 == terminal_signal(ends)
+
+
+@every
+def test_the_slope_is_the_derivative_of_log_snr(schedule: AnySchedule) -> None:
+    t, h = (torch.arange(40, dtype=torch.float64) + 0.5337) / 40, 1e-6  # away from the knots of the short table
+    numeric = (logsnr(*schedule(t + h)) - logsnr(*schedule(t - h))) / (2 * h)
+    torch.testing.assert_close(schedule.slope(t), numeric, rtol=1e-5, atol=0)
+    assert schedule.slope(t.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Sigmoid()], ids=repr)
+def test_the_slope_is_0_where_log_snr_is_held_at_its_limit(schedule: Cosine | Sigmoid) -> None:
+    assert (schedule.slope(torch.tensor([1e-12, 1 - 1e-12], dtype=torch.float64)) == 0).all()
+
+
+@pytest.mark.parametrize(("start", "tau"), [(-3.0, 1.0), (0.0, 0.7)])
+def test_sigmoid_is_jabris(start: float, tau: float) -> None:
+    t = TIMES[1:-1]
+    on_the_curve = torch.stack([torch.full_like(t, start), start + (3 - start) * t, torch.full_like(t, 3)])
+    first, now, last = torch.sigmoid(on_the_curve / tau)
+    alpha, _ = Sigmoid(start=start, tau=tau)(t)
+    torch.testing.assert_close(alpha**2, (last - now) / (last - first), rtol=1e-6, atol=0)
+
+
+def test_log_linear_is_a_straight_line_of_log_snr() -> None:
+    torch.testing.assert_close(logsnr(*LogLinear()(TIMES[1:])), 13.3 - 23.3 * TIMES[1:])
+
+
+def test_karras_has_the_levels_of_edm() -> None:
+    """Equal steps of time between the first level and the last are EDM's table of noise levels."""
+    k = np.arange(18)
+    levels = (80 ** (1 / 7) + k / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    _, sigma = Karras()(torch.from_numpy(1 - k / 17).clamp_min(1e-15))
+    torch.testing.assert_close(sigma, torch.from_numpy(levels), rtol=1e-9, atol=0)
+
+
+def test_a_changed_copy_has_its_own_table() -> None:
+    original = Linear()
+    original(TIMES)
+    copy = original.model_copy(update={"last": 0.03})
+    assert torch.equal(copy(TIMES)[0], Linear(last=0.03)(TIMES)[0])
+    assert not torch.equal(copy(TIMES)[0], original(TIMES)[0])
+    assert not torch.equal(original(TIMES)[0], Quadratic()(TIMES)[0])  # nor does another kind with the same numbers
+
+
+@pytest.mark.parametrize("steps", [2, 17, 100, 4000])
+def test_betas_times_1000_over_the_length_keep_the_end(steps: int) -> None:
+    """Tables of any length end where the one of 1,000 steps does, but for the size of a step."""
+    if steps > 20:
+        assert terminal_signal(Linear(steps=steps, first=0.1 / steps, last=20 / steps)) < 0.01
+    assert terminal_signal(Linear(steps=steps)) == pytest.approx(
+        np.sqrt(np.prod(1 - np.linspace(1e-4, 0.02, steps))), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "remedy"),
+    [
+        (Sigmoid, {"start": 3.0, "end": 3.0}, "start must be below end"),
+        (LogLinear, {"low": 14.0}, "low must be below high"),
+        (LogLinear, {"high": 30.0}, "within 20"),
+        (Karras, {"sigma_min": 90.0}, "sigma_min must be below sigma_max"),
+        (Karras, {"rho": 0.5}, "rho"),
+    ],
+)
+def test_a_schedule_that_does_not_fall_is_refused(
+    kind: type[Sigmoid | LogLinear | Karras], wrong: dict[str, float], remedy: str
+) -> None:
+    with pytest.raises(ValidationError, match=remedy):
+        kind.model_validate(wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"first": 0.0}, {"last": 1.0}, {"steps": 1}])

@@ -1,17 +1,20 @@
 """Diffusion as a stage: what a sample's loss depends on, and how often its caption is dropped."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from diffusion.loss import LogitNormalTimes, add_noise
-from diffusion.parameterization import X0, Eps, V
-from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
+from diffusion.denoiser import per_image
+from diffusion.loss import LossConfig, add_noise, level_of, square_error
+from diffusion.parameterization import X0, Edm, Eps, V
+from diffusion.schedule import Cosine, Flow, Karras, Linear, Quadratic, Schedule
 from diffusion.stage import DiffusionConfig, DiffusionStage, build
 from diffusion.text_to_image import TextToImage
+from diffusion.times import LogitNormalTimes, LogNormalTimes
 from lab.config import parse
 from lab.data.loader import Batch
 from lab.errors import Refused
@@ -116,8 +119,8 @@ def test_previews_show_the_weights_given_with_the_same_noise_every_time(tiny: Ti
 
 
 def test_findings_tell_what_signal_is_left_at_the_end(tiny: Tiny) -> None:
-    found = stage(tiny(), schedule=Linear(steps=500), caption_drop=0.2).findings()
-    assert found["alpha_at_1"] == pytest.approx(6.4e-3**0.5, rel=0.01)
+    found = stage(tiny(), schedule=Quadratic(first=0.00085, last=0.012), caption_drop=0.2).findings()
+    assert found["alpha_at_1"] == pytest.approx(4.7e-3**0.5, rel=0.01)
     assert found["caption_drop"] == 0.2
 
 
@@ -140,6 +143,113 @@ def test_eps_on_a_schedule_that_ends_without_signal_is_refused() -> None:
     with pytest.raises(ValidationError, match="predict v or x0"):
         DiffusionConfig(parameterization=Eps(), schedule=Flow())
     DiffusionConfig(parameterization=Eps(), schedule=Linear())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "remedy"),
+    [
+        ({"kind": "linear", "steps": 500}, "multiply the betas by 1000 / 500"),
+        ({"kind": "quadratic", "last": 0.01}, "zero_terminal=true and predict v or x0"),
+        ({"kind": "cosine", "shift": 5e-4}, "raise schedule.shift"),
+        ({"kind": "log_linear", "low": -5}, "lower schedule.low"),
+        ({"kind": "karras", "sigma_max": 10}, "raise schedule.sigma_max"),
+    ],
+)
+def test_a_schedule_that_never_reaches_noise_is_refused_with_the_remedy(
+    schedule: dict[str, object], remedy: str
+) -> None:
+    with pytest.raises(Refused, match=f"of the signal at t = 1.*{remedy}"):
+        parse({"schedule": schedule}, DiffusionConfig)
+
+
+def test_the_remedies_work() -> None:
+    DiffusionConfig(schedule=Linear(steps=500, first=2e-4, last=0.04))
+    DiffusionConfig(schedule=Quadratic(last=0.01, zero_terminal=True))
+    with pytest.raises(ValidationError, match="predict v or x0"):
+        DiffusionConfig(schedule=Quadratic(last=0.01, zero_terminal=True), parameterization=Eps())
+
+
+def test_a_little_signal_at_the_end_is_remarked_upon(caplog: pytest.LogCaptureFixture) -> None:
+    DiffusionConfig(schedule=Linear())
+    assert not caplog.records
+    config = DiffusionConfig(schedule=Quadratic(first=0.00085, last=0.012))
+    assert len(caplog.records) == 1
+    assert "keeps 0.068 of the signal" in caplog.text
+    assert config.remarks()[0] in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["min_snr", "soft_min_snr", "sigmoid"])
+def test_a_weight_that_vanishes_where_there_is_no_signal_is_remarked_upon(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = {"schedule": {"kind": "flow"}}
+    parse({**flow, "loss": {"weight": {"kind": kind, "floor": 1}}}, DiffusionConfig)
+    parse({"loss": {"weight": {"kind": kind}}}, DiffusionConfig)
+    assert not caplog.records
+    parse({**flow, "loss": {"weight": {"kind": kind}}}, DiffusionConfig)
+    assert "set loss.weight.floor=1" in caplog.text
+
+
+def test_noise_levels_beyond_the_schedule_are_refused() -> None:
+    with pytest.raises(Refused, match="mostly beyond the noise levels of schedule karras"):
+        parse({"schedule": {"kind": "karras"}, "times": {"kind": "log_normal", "mean": 9}}, DiffusionConfig)
+
+
+@pytest.mark.parametrize(
+    "loss", [{"weight": {"kind": "min_snr"}}, {"huber": 0.1}, {"offset_noise": 0.3}, {"perturbation": 0.2}], ids=str
+)
+def test_the_loss_is_the_configured_one(loss: dict[str, object], tiny: Tiny) -> None:
+    config = LossConfig.model_validate(loss)
+    made = stage(tiny(), loss=config, parameterization=Edm(), schedule=Karras(), times=LogNormalTimes())
+    made.players["model"] = recorder = Recorder(0.25)
+    given = batch([1, 2, 3])
+    losses, _ = made.loss("model", given)
+    noised = add_noise(given.images, [1, 2, 3], 0, Karras(), LogNormalTimes(), config)
+    for k in range(3):
+        target = Edm().target(given.images[k], noised.noise[k], noised.alpha[k], noised.sigma[k])
+        at = level_of(noised.t[k], Karras(), LogNormalTimes(), Edm())
+        torch.testing.assert_close(losses[k], config((0.25 - target).square().mean(), at))
+    assert torch.equal(recorder.heard[0][0], noised.x_t)
+    plain = add_noise(given.images, [1, 2, 3], 0, Karras(), LogNormalTimes())
+    unweighted = square_error(
+        torch.full_like(given.images, 0.25),
+        Edm().target(given.images, plain.noise, *(per_image(level) for level in (plain.alpha, plain.sigma))),
+    )
+    changed = not torch.isclose(losses, unweighted).any() or not torch.isclose(plain.x_t, noised.x_t).any()
+    assert changed
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0", "v", "flow", "edm"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"kind": "cosine"},
+        {"kind": "cosine", "zero_terminal": True},
+        {"kind": "linear", "zero_terminal": True},
+        {"kind": "quadratic"},
+        {"kind": "sigmoid"},
+        {"kind": "log_linear"},
+        {"kind": "flow", "shift": 2.0},
+        {"kind": "karras"},
+    ],
+    ids=str,
+)
+def test_whatever_is_possible_trains_and_draws(schedule: dict[str, object], parameterization: str, tiny: Tiny) -> None:
+    ends_in_noise = schedule["kind"] == "flow" or schedule.get("zero_terminal")
+    if parameterization == "eps" and ends_in_noise:
+        return  # refused, see below
+    settings = {"schedule": schedule, "parameterization": {"kind": parameterization}}
+    model = tiny(**settings).train()
+    made = stage(model, **settings, sampling={"steps": 3, "chunk": 1, "sampler": "ddpm"})
+    losses, _ = made.loss("model", replace(batch([1, 2]), images=batch([1, 2]).images.float()))
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert made.preview(model.eval(), CAPTIONS[:1]).isfinite().all()
+
+
+def test_pictures_start_from_the_noise_of_training(tiny: Tiny) -> None:
+    assert stage(tiny(), loss={"offset_noise": 0.3}).pipeline(tiny()).offset_noise == 0.3
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])

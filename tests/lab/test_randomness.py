@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from lab.randomness import key, normal, number, seeded, standard_normal, uniform
+from lab.randomness import key, normal, number, seeded, standard_normal, stratified, uniform
 
 SLOTS = range(20_000)
 
@@ -102,3 +102,27 @@ def test_seeded_gives_the_generator_back_after_a_failure() -> None:
     with pytest.raises(ZeroDivisionError), seeded(0, "weights"):
         torch.randn(len("x") // 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("power", [0, 1, 4, 9])
+def test_stratified_numbers_fall_one_into_each_part(power: int) -> None:
+    size = 2**power
+    for start in (0, size, 10 * size, 2**16 - size, 2**20):
+        drawn = stratified(3, "t", range(start, start + size))
+        assert (drawn * size).floor().sort().values.tolist() == list(range(size))
+
+
+def test_stratified_numbers_depend_on_their_slot_alone() -> None:
+    together = stratified(3, "t", [5, 99, 70_000])
+    assert torch.equal(together, torch.cat([stratified(3, "t", [slot]) for slot in (5, 99, 70_000)]))
+    assert not torch.isclose(together, stratified(4, "t", [5, 99, 70_000])).any()
+    assert not torch.isclose(together, stratified(3, "u", [5, 99, 70_000])).any()
+
+
+def test_each_stratified_number_is_uniform_over_the_seeds() -> None:
+    drawn = torch.cat([stratified(seed, "t", [0, 6, 2**16]) for seed in range(1000)]).view(-1, 3).double()
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    for column in drawn.T:
+        assert column.mean().item() == pytest.approx(0.5, abs=4 / (12 * 1000) ** 0.5)
+        assert ((column * 8).floor().long().bincount(minlength=8) - 125).abs().max() < 4 * 125**0.5
+    assert not torch.equal(drawn[:, 0], drawn[:, 2])  # 2^16 slots on, the part is the same, the place in it is not

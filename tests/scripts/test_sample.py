@@ -119,6 +119,7 @@ def test_a_picture_holds_its_recipe(script: Scripts, reference: Path, tmp_path: 
             "sampler": "ddim",
             "steps": 3,
             "guidance": 2.0,
+            "guide": {"rule": {"kind": "classifier_free"}, "interval": None, "rescale": 0.0},
             "eta": 0.0,
             "variance": "upper",
             "chunk": 4,
