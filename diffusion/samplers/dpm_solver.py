@@ -50,7 +50,8 @@ def dpmpp_3m(
     """Walk from noise to data with DPM-Solver++ 3M steps as published: three predictions, of second order.
 
     The published step halves the second difference once too often, which leaves it of second order with a smaller
-    error than 2M's. Three predictions with the right weights are ``unipc`` with ``order=3, correct=False``.
+    error than 2M's. Three predictions with the right weights are ``unipc`` with ``order=3, correct=False``, which its
+    first step, of first order, limits to order 2 all the same.
 
     Args:
         denoise, x, times, schedule, eta, noise: as in ``dpmpp_2m``.

@@ -17,7 +17,8 @@ def unipc(
     A step takes the polynomial through this and the ``order - 1`` predictions before it. The denoiser is then asked at
     the state so reached, and the step is taken again with that prediction included, which costs no further call and
     raises the order of convergence by one: to 3 for ``order = 2``. In the last steps of a walk to sigma = 0 the order
-    falls to 1, since they grow without bound in log-SNR.
+    falls to 1, since they grow without bound in log-SNR. In the first steps there are fewer predictions: with ``order``
+    3 or 4 they limit the whole walk to order 3 in the end, but where they are taken at low SNR order 4 is what is seen.
 
     Args:
         denoise, x, times, schedule: as in ``ddim``.
