@@ -40,14 +40,7 @@ def invert(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule, *, or
             scaled = down.alpha / down.alpha_to * x
             x = scaled + down.alpha / down.alpha_to * (x - down.alpha_to * predict(denoise, scaled, down.t))
             continue
-        up = down._replace(
-            t=down.t_to,
-            alpha=down.alpha_to,
-            sigma=down.sigma_to,
-            t_to=down.t,
-            alpha_to=down.alpha,
-            sigma_to=down.sigma,
-        )
+        up = down.reversed()
         x0_hat = predict(denoise, x, up.t)
         if order == 2:
             x0_hat = (x0_hat + predict(denoise, up.ddim(x, x0_hat), up.t_to)) / 2

@@ -59,6 +59,10 @@ class Step(NamedTuple):
         """alpha_to times the change of sigma / alpha: what an error of eps_hat does; -inf from alpha = 0."""
         return self.sigma_to - self.alpha_to * self.ratio
 
+    def reversed(self) -> "Step":
+        """The same step from its end to its start, from data towards noise."""
+        return Step(self.t_to, self.alpha_to, self.sigma_to, self.t, self.alpha, self.sigma)
+
     def mean(self, x: Tensor, x0_hat: Tensor, kept: float) -> Tensor:
         """alpha_to x0_hat + kept eps_hat."""
         share = kept / self.sigma
