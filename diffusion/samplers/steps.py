@@ -168,4 +168,4 @@ def distinct(past: Sequence[tuple[float, Tensor]], here: float) -> list[tuple[fl
         if math.isfinite(place) and place not in seen:
             usable.append((place, value))
             seen.add(place)
-    return usable if math.isfinite(here) else []
+    return usable

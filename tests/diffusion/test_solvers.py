@@ -30,6 +30,7 @@ from diffusion.samplers import (
     uniform_times,
     unipc,
 )
+from diffusion.samplers.steps import decaying_moments
 from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
 
 SCHEDULES = [Cosine(), Linear(), Quadratic(), Flow()]
@@ -164,6 +165,29 @@ def test_the_published_3m_lacks_a_factor_2_and_unip_3_has_it(gaussian: type) -> 
     moment = float((weights * h / 2 * np.exp(-(h - s)) * s**2).sum())
     assert ends["unip"] == pytest.approx(exact, rel=1e-10)
     assert ends["3m"] == pytest.approx(exact - 0.7 * moment / 2, rel=1e-10)
+
+
+@pytest.mark.parametrize("length", [1e-9, 0.1, 0.999, 1.0, 1.001, 7.0, 60.0])
+def test_moments_of_the_exponential_are_its_integrals(length: float) -> None:
+    nodes, weights = np.polynomial.legendre.leggauss(80)
+    s = (nodes + 1) / 2
+    expected = [(weights / 2 * length * np.exp(-(1 - s) * length) * s**j).sum() for j in range(5)]
+    np.testing.assert_allclose(decaying_moments(length, 5), expected, rtol=1e-12)
+
+
+def test_the_exponential_of_an_infinite_step_sees_its_end_only() -> None:
+    assert decaying_moments(math.inf, 4) == [1, 1, 1, 1]
+
+
+@every_schedule
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "heun eps"])
+def test_single_precision_is_enough(name: str, schedule: Schedule, gaussian: type) -> None:
+    """No large numbers cancel, also where x / alpha is 20,000; EDM's average of eps is not made for it."""
+    x, times = START, uniform_times(30)
+    exact = SOLVERS[name](gaussian(MEAN, STD, schedule).denoise, x, times, schedule)
+    single = SOLVERS[name](gaussian(MEAN.float(), STD.float(), schedule).denoise, x.float(), times, schedule)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=0, atol=1e-5)
 
 
 # --- stochastic samplers
