@@ -47,6 +47,26 @@ def test_it_converges_with_second_order(gaussian: type) -> None:
     assert errors[1] < errors[0] / 8
 
 
+def test_one_step_to_alpha_0_by_hand() -> None:
+    """From (0.5, 0.5) to (0, 1) with x0_hat = c x: the trapezium of sigma c d over rho from 1 to 0, and Heun's step."""
+    c, times = 0.8, torch.tensor([1.0, 0.5], dtype=torch.float64)
+    (found,) = log_density(lambda x, t: c * x, X0[:1], times, Flow()).tolist()
+    end = (2 - c * (3 - c) / 2) * 0.5 * X0[0]
+    expected = -(0.5 + 1) / 2 * c * 4 - end.square().sum().item() / 2 - 2 * math.log(2 * math.pi)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_step_by_hand() -> None:
+    """From (0.5, 0.5) to (0.2, 0.8): the trapezium of alpha c d over log rho from log 1 to log 0.25."""
+    c, times = 0.8, torch.tensor([0.8, 0.5], dtype=torch.float64)
+    (found,) = log_density(lambda x, t: c * x, X0[:1], times, Flow()).tolist()
+    x = 0.5 * X0[0]
+    trial = 1.6 * x + (0.2 - 0.8) * c * x
+    end = 1.6 * x + (0.2 - 0.8) * (c * x + c * trial) / 2
+    expected = -math.log(4) * (0.5 + 0.2) / 2 * c * 4 - (end / 0.8).square().sum().item() / 2
+    assert found == pytest.approx(expected - 2 * math.log(2 * math.pi), rel=1e-12)
+
+
 def test_probes_estimate_the_exact_trace_without_bias() -> None:
     """With a denoiser whose Jacobian is no diagonal matrix, over 200 draws, within 4 standard errors."""
     schedule, times = Linear(), walk(Linear(), 12)

@@ -301,17 +301,23 @@ def test_identities_between_samplers(schedule: Schedule, gaussian: type) -> None
     torch.testing.assert_close(walk(unipc, order=2, correct=False), walk(dpmpp_2m), rtol=0, atol=1e-12)
 
 
-def test_churn_keeps_to_its_levels_and_below_t_1(gaussian: type) -> None:
+def test_churn_keeps_to_its_levels_and_below_t_1() -> None:
     """Noise is added between the levels named only, and a walk's first step from t = 1 has none."""
-    data, times, calls = gaussian(MEAN, STD, Flow()), uniform_times(10), []
+    times, calls = uniform_times(10), []
 
     def noise(like: Tensor) -> Tensor:
         calls.append(1)
         return torch.zeros_like(like)
 
-    for churn, expected in ((Churn(5.0), 9), (Churn(5.0, low=0.5, high=2.0), 3), (Churn(5.0, low=100.0), 0)):
+    cases: list[tuple[Schedule, Churn, int]] = [
+        (Flow(), Churn(5.0), 9),
+        (Linear(), Churn(5.0), 9),
+        (Flow(), Churn(5.0, low=0.5, high=2.0), 3),
+        (Flow(), Churn(5.0, low=100.0), 0),
+    ]
+    for schedule, churn, expected in cases:
         calls.clear()
-        euler(data.denoise, START, times, Flow(), churn=churn, noise=noise)
+        euler(lambda x, t: 0.5 * x, START, times, schedule, churn=churn, noise=noise)
         assert len(calls) == expected
 
 
