@@ -5,18 +5,24 @@ network, the text encoder and the codec always run at one fixed chunk size, the 
 depend on what it was asked for together with: matrix products round differently at different batch sizes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion import samplers
+from diffusion.denoiser import Denoise
 from diffusion.guidance import GuidanceConfig, guide
-from diffusion.samplers import ddim, ddpm, uniform_times
+from diffusion.samplers import Churn, NoiseLike
+from diffusion.samplers.spacing import LOGSNR_LIMITS
+from diffusion.schedule import Linear, Quadratic, Schedule
 from diffusion.text_to_image import TextToImage
 from lab.config import Config
+from lab.errors import Refused
 from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
 from vae.codec import Codec
@@ -26,27 +32,137 @@ class SamplingConfig(Config):
     """How images are drawn; together with prompt, seed and number it determines an image.
 
     Attributes:
-        sampler: "ddim" or "ddpm".
-        steps: number of denoiser calls.
+        sampler: one of diffusion/samplers; "unipc_2" and "unipc_3" are ``unipc`` with that order, "lms" has order 4.
+        steps: number of steps, one denoiser call each; "heun" makes two in each but the last.
+        spacing: where the steps lie; see diffusion/samplers/spacing.py. "given" takes them from ``times``. A walk that
+            does not start at t = 1 ("leading", and "karras" and "logsnr" where the schedule goes below their limit)
+            starts from noise alone all the same.
         guidance: classifier-free scale; 1 is off.
         guide: how the scale is used.
-        eta: of ddim: share of the ancestral noise.
+        eta: of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for all of the noise of the reverse SDE.
         variance: of ddpm: "upper" or "lower".
+        churn: of euler and heun: noise added and removed again, shared out over the steps (EDM's S_churn).
+        logsnr_limits: of the spacings karras and logsnr: between which log-SNR they lie before the step to t = 0.
+        times: of the spacing given: ``steps`` + 1 of them, from at most 1 down to 0.
         chunk: images per pass of the network; a part of the recipe, since rounding depends on it.
     """
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
+    sampler: Literal[
+        "ddim",
+        "ddpm",
+        "euler",
+        "euler_ancestral",
+        "heun",
+        "dpmpp_2m",
+        "dpmpp_3m",
+        "unipc_2",
+        "unipc_3",
+        "plms",
+        "lms",
+    ] = "ddim"
     steps: int = Field(20, ge=1)
+    spacing: Literal["uniform", "trailing", "leading", "quadratic", "karras", "logsnr", "given"] = "uniform"
     guidance: float = 3.0
     guide: GuidanceConfig = GuidanceConfig()
     eta: float = Field(0.0, ge=0, le=1)
     variance: Literal["upper", "lower"] = "upper"
+    churn: float = Field(0.0, ge=0)
+    logsnr_limits: tuple[float, float] = LOGSNR_LIMITS
+    times: tuple[float, ...] = ()
     chunk: int = Field(32, ge=1)
 
     @model_validator(mode="after")
-    def _possible(self) -> "SamplingConfig":
+    def _fits_together(self) -> Self:
         self.guide.check_sampler(self.sampler, self.eta)
+        for setting, choice, takers in TAKERS:
+            default, value = type(self).model_fields[setting].default, getattr(self, setting)
+            if value != default and getattr(self, choice) not in takers:
+                raise ValueError(
+                    f"{setting} does nothing with {choice} {getattr(self, choice)}: set {setting} to "
+                    f"{list(default) if isinstance(default, tuple) else default}, or {choice} to {' or '.join(takers)}"
+                )
+        low, high = self.logsnr_limits
+        if not low < high:
+            raise ValueError(f"logsnr_limits must increase, from much noise to little, got {[low, high]}")
+        if self.spacing == "given":
+            self._check_times()
         return self
+
+    def _check_times(self) -> None:
+        times = self.times
+        if len(times) < 2 or times[0] > 1 or times[-1] != 0 or sorted(set(times), reverse=True) != list(times):
+            raise ValueError(f"times must decrease from at most 1 to 0 with spacing given, got {list(times)}")
+        if len(times) != self.steps + 1:
+            raise ValueError(f"{len(times)} times are {len(times) - 1} steps: set steps to {len(times) - 1}")
+
+
+# Which setting belongs to which choices of sampler or spacing.
+TAKERS = (
+    ("eta", "sampler", ("ddim", "dpmpp_2m", "dpmpp_3m")),
+    ("variance", "sampler", ("ddpm",)),
+    ("churn", "sampler", ("euler", "heun")),
+    ("logsnr_limits", "spacing", ("karras", "logsnr")),
+    ("times", "spacing", ("given",)),
+)
+
+Sampler = Callable[[Denoise, Tensor, Tensor, Schedule], Tensor]
+"""(denoise, x (b, c, h, w), times (n + 1,), schedule) -> (b, c, h, w); its settings already inside."""
+
+WITHOUT_SETTINGS: dict[str, Sampler] = {
+    "unipc_2": samplers.unipc,
+    "unipc_3": partial(samplers.unipc, order=3),
+    "plms": samplers.plms,
+    "lms": samplers.lms,
+}
+
+
+def sampler_of(sampling: SamplingConfig, noise: NoiseLike) -> Sampler:
+    """Bind a sampler to its settings and to where its noise comes from."""
+    match sampling.sampler:
+        case "ddim":
+            return partial(samplers.ddim, eta=sampling.eta, noise=noise)
+        case "ddpm":
+            return partial(samplers.ddpm, noise=noise, variance=sampling.variance)
+        case "euler":
+            return partial(samplers.euler, churn=Churn(sampling.churn), noise=noise)
+        case "euler_ancestral":
+            return partial(samplers.euler_ancestral, noise=noise)
+        case "heun":
+            return partial(samplers.heun, churn=Churn(sampling.churn), noise=noise)
+        case "dpmpp_2m":
+            return partial(samplers.dpmpp_2m, eta=sampling.eta, noise=noise)
+        case "dpmpp_3m":
+            return partial(samplers.dpmpp_3m, eta=sampling.eta, noise=noise)
+        case name:
+            return WITHOUT_SETTINGS[name]
+
+
+def times_of(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
+    """Give the times of a walk: (steps + 1,) float64, decreasing to 0.
+
+    Raises:
+        Refused: the schedule cannot be spaced so: its table is shorter than the walk, or ends within the limits.
+    """
+    steps, limits = sampling.steps, sampling.logsnr_limits
+    table = schedule.steps if isinstance(schedule, Linear | Quadratic) else 1000
+    try:
+        match sampling.spacing:
+            case "uniform":
+                return samplers.uniform_times(steps)
+            case "trailing":
+                return samplers.trailing_times(steps, table)
+            case "leading":
+                return samplers.leading_times(steps, table)
+            case "quadratic":
+                return samplers.quadratic_times(steps)
+            case "karras":
+                return samplers.karras_times(steps, schedule, limits)
+            case "logsnr":
+                return samplers.logsnr_times(steps, schedule, limits)
+            case "given":
+                return torch.tensor(sampling.times, dtype=torch.float64)
+    except ValueError as error:
+        raise Refused(f"spacing {sampling.spacing}: {error}") from None
 
 
 class Request(NamedTuple):
@@ -111,14 +227,11 @@ class Pipeline:
             return drawn.to(like)
 
         side = self.size // self.codec.factor
-        schedule, times = self.model.denoiser.schedule, uniform_times(sampling.steps)
+        schedule = self.model.denoiser.schedule
+        times = times_of(sampling, schedule)
         _, sigma = schedule(times[:1])
         x = self.runtime.batch(sigma.item() * noise(torch.empty(len(requests), self.codec.channels, side, side)))
         cond = self.model.encode([request.prompt for request in requests])
         null = self.model.encode([request.negative for request in requests])
         denoise = guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
-        if sampling.sampler == "ddim":
-            x = ddim(denoise, x, times, schedule, eta=sampling.eta, noise=noise)
-        else:
-            x = ddpm(denoise, x, times, schedule, noise=noise, variance=sampling.variance)
-        return self.codec.decode(x)
+        return self.codec.decode(sampler_of(sampling, noise)(denoise, x, times, schedule))

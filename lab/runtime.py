@@ -4,9 +4,9 @@ Nothing else in the house chooses a device, a number type or a number of threads
 """
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal, TypeVar
 
 import torch
@@ -87,7 +87,8 @@ def resolve(config: RuntimeConfig) -> RuntimeConfig:
     precisions: list[Precision] = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
     layouts = [False, True] if config.channels_last == "auto" else [config.channels_last]
     runtimes = [Runtime(device, precision, layout) for precision in precisions for layout in layouts]
-    fastest = min(runtimes, key=_step_seconds)
+    seconds = _step_seconds(runtimes)
+    fastest = runtimes[seconds.index(min(seconds))]
     return config.model_copy(update={"precision": fastest.precision, "channels_last": fastest.channels_last})
 
 
@@ -112,20 +113,31 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _step_seconds(runtime: Runtime, width: int = 128, batch: int = 16, repeats: int = 5) -> float:
-    """Median time of a forward and backward pass of a small typical network."""
+def _step_seconds(runtimes: Sequence[Runtime], width: int = 128, batch: int = 16, repeats: int = 6) -> list[float]:
+    """Least time of a forward and backward pass of a small typical network, for each runtime.
+
+    They take turns, and the least time counts: what else the machine does only ever adds.
+    """
+    steps = [_step(runtime, width, batch) for runtime in runtimes]
+    for step in steps:
+        step()  # the first pass also plans and allocates
+    return [min(times) for times in zip(*([step() for step in steps] for _ in range(repeats)), strict=True)]
+
+
+def _step(runtime: Runtime, width: int, batch: int) -> Callable[[], float]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         block = runtime.place(ResidualBlock(width, width, 0))
         mixer = runtime.place(Transformer(width, 4, None))
         images = runtime.batch(torch.randn(batch, width, 8, 8))
-    times = []
-    for _ in range(repeats + 1):
+
+    def step() -> float:
         begin = time.perf_counter()
         with runtime.autocast():
             result = mixer(block(images), None, None)
         result.float().square().mean().backward()
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
+        return time.perf_counter() - begin
+
+    return step

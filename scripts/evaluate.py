@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts import settings
 from scripts.entry import EXIT_CODES, run
 
 
@@ -33,10 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json and options.json.exists():
         raise Refused(f"--json {options.json} exists: name another file, or move it away")
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
-    asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "chunk")}
-    sampling = assemble.sampling(
-        trained.experiment, {name: value for name, value in asked.items() if value is not None}
-    )
+    sampling = assemble.sampling(trained.experiment, settings.asked(options))
     what = {"num": options.num, "distances": not options.no_distances}
     recipe = [trained.origin, sampling.model_dump(mode="json"), what]
     path = options.json or options.run / f"evaluation-{gallery.digest(recipe)}.json"
@@ -65,11 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out the distances to real pictures, which need the extra 'evaluate'",
     )
-    settings = parser.add_argument_group("settings of the sampler (defaults: the run's own)")
-    settings.add_argument("--sampler", help="ddim or ddpm")
-    settings.add_argument("--steps", type=int, help="denoiser calls")
-    settings.add_argument("--guidance", type=float, help="classifier-free scale; 1 is off")
-    settings.add_argument("--chunk", type=int, help="pictures per pass of the network")
+    settings.add_flags(parser)
     return parser
 
 

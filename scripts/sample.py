@@ -4,6 +4,7 @@
     python scripts/sample.py runs/demo "a red circle" "a blue ring" --num 4 --seed 1 --guidance 3 --steps 20
     python scripts/sample.py runs/demo --prompts-file prompts.txt --out pictures        # one prompt per line
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
+    python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
 
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
 seed and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
@@ -14,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts import settings
 from scripts.entry import EXIT_CODES, run
 
 
@@ -24,10 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
-    asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "eta", "variance", "chunk")}
-    sampling = assemble.sampling(
-        trained.experiment, {name: value for name, value in asked.items() if value is not None}
-    )
+    sampling = assemble.sampling(trained.experiment, settings.asked(options))
     out = options.out or options.run / "samples"
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
     drawn = gallery.draw(trained, pictures, options.seed, sampling, out)
@@ -50,13 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="folder for the pictures (default RUN/samples)")
     add("--checkpoint", help="a folder under RUN/ckpt, such as step-00001000 (default: the newest good one)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
-    settings = parser.add_argument_group("settings of the sampler (defaults: the run's own, stage.sampling)")
-    settings.add_argument("--sampler", help="ddim or ddpm")
-    settings.add_argument("--steps", type=int, help="denoiser calls")
-    settings.add_argument("--guidance", type=float, help="classifier-free scale; 1 is off")
-    settings.add_argument("--eta", type=float, help="ddim: share of the ancestral noise, 0 to 1")
-    settings.add_argument("--variance", help="ddpm: upper or lower")
-    settings.add_argument("--chunk", type=int, help="pictures per pass of the network; a part of the recipe")
+    settings.add_flags(parser)
     return parser
 
 

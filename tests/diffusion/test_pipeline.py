@@ -1,6 +1,7 @@
 """Prompts to images: an image is a function of its recipe and of nothing else, bit for bit."""
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffusion.guidance import GuidanceConfig, classifier_free
-from diffusion.pipeline import Pipeline, Request, SamplingConfig
+from diffusion.pipeline import Pipeline, Request, SamplingConfig, sampler_of, times_of
 from diffusion.samplers import ddim, uniform_times
+from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
 from diffusion.text_to_image import TextToImage
+from lab.errors import Refused
 from lab.randomness import normal
 from lab.runtime import Runtime
 from vae.codec import Pixels
@@ -47,7 +50,15 @@ def draw(pipeline: Pipeline, requests: Sequence[Request], sampling: SamplingConf
     ids=["fp32", "bf16", "nhwc"],
 )
 @pytest.mark.parametrize(
-    "settings", [{"sampler": "ddim"}, {"sampler": "ddim", "eta": 0.7}, {"sampler": "ddpm"}], ids=["ddim", "eta", "ddpm"]
+    "settings",
+    [
+        {"sampler": "ddim"},
+        {"sampler": "ddim", "eta": 0.7},
+        {"sampler": "ddpm"},
+        {"sampler": "dpmpp_2m", "eta": 1.0},
+        {"sampler": "unipc_3", "spacing": "logsnr"},
+    ],
+    ids=["ddim", "eta", "ddpm", "sde", "unipc"],
 )
 def test_an_image_does_not_depend_on_what_it_was_asked_for_with(
     runtime: Runtime, settings: dict[str, object], tiny: Tiny
@@ -94,7 +105,7 @@ def test_offset_noise_is_in_the_start_and_in_every_fresh_noise(tiny: Tiny) -> No
 
 
 def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
-    pipeline, base = Pipeline(tiny(), Pixels(), 8, Runtime(CPU)), SamplingConfig(steps=3, chunk=1)
+    pipeline, base = Pipeline(tiny(), Pixels(), 8, Runtime(CPU)), SamplingConfig(steps=5, chunk=1)
     reference = draw(pipeline, [Request("a red circle")], base)
     others = [
         draw(pipeline, [Request("a blue circle")], base),
@@ -110,6 +121,23 @@ def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
                 {"sampler": "ddpm"},
                 {"sampler": "ddpm", "variance": "lower"},
                 *({"guide": GuidanceConfig.model_validate(changed)} for changed in GUIDES),
+                {"sampler": "euler", "churn": 2.0},
+                {"sampler": "heun"},
+                {"sampler": "heun", "churn": 2.0},
+                {"sampler": "dpmpp_2m", "eta": 0.5},
+                {"sampler": "dpmpp_3m"},
+                {"sampler": "dpmpp_3m", "eta": 0.5},
+                {"sampler": "unipc_2"},
+                {"sampler": "unipc_3"},
+                {"sampler": "plms"},
+                {"sampler": "lms"},
+                {"spacing": "leading"},
+                {"spacing": "quadratic"},
+                {"spacing": "karras"},
+                {"spacing": "karras", "logsnr_limits": (-5.0, 5.0)},
+                {"spacing": "logsnr"},
+                {"spacing": "logsnr", "logsnr_limits": (-5.0, 5.0)},
+                {"spacing": "given", "times": (1.0, 0.5, 0.2, 0.0)},
             )
         ),
     ]
@@ -134,9 +162,63 @@ def test_drawing_leaves_the_global_generator_alone(tiny: Tiny) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+EVERY_SAMPLER = get_args(SamplingConfig.model_fields["sampler"].annotation)
+EVERY_SPACING = get_args(SamplingConfig.model_fields["spacing"].annotation)
+
+
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER)
+def test_every_sampler_can_be_chosen_and_calls_the_denoiser_once_a_step(sampler: str) -> None:
+    """But for Heun, which calls it twice in all steps but the last."""
+    calls = 0
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.full_like(x, 0.3)
+
+    sampling, schedule = SamplingConfig.model_validate({"sampler": sampler, "steps": 5}), Flow()
+    walk = sampler_of(sampling, torch.zeros_like)
+    end = walk(denoise, torch.ones(1, 1, 2, 2), times_of(sampling, schedule), schedule)
+    assert calls == (9 if sampler == "heun" else 5)
+    torch.testing.assert_close(end, torch.full_like(end, 0.3))
+
+
+@pytest.mark.parametrize("spacing", EVERY_SPACING)
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), Quadratic(), Flow()], ids=lambda schedule: schedule.kind)
+def test_every_spacing_can_be_chosen(spacing: str, schedule: Schedule) -> None:
+    given = {"times": (0.9, 0.4, 0.2, 0.0)} if spacing == "given" else {}
+    times = times_of(SamplingConfig.model_validate({"spacing": spacing, "steps": 3, **given}), schedule)
+    assert times.shape == (4,)
+    assert (times.diff() < 0).all()
+    assert 0 == times[-1] < times[0] <= 1
+
+
+def test_a_walk_longer_than_its_table_is_refused_with_the_remedy() -> None:
+    with pytest.raises(Refused, match="spacing trailing: 21 steps do not fit a table of 20: take at most 20"):
+        times_of(SamplingConfig(spacing="trailing", steps=21), Linear(steps=20))
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"sampler": "euler"}, {"steps": 0}, {"eta": 1.5}, {"variance": "middle"}, {"chunk": 0}]
+    ("wrong", "remedy"),
+    [
+        ({"sampler": "eular"}, "Input should be 'ddim', "),
+        ({"steps": 0}, "greater than or equal to 1"),
+        ({"eta": 1.5}, "less than or equal to 1"),
+        ({"variance": "middle"}, "'upper' or 'lower'"),
+        ({"chunk": 0}, "greater than or equal to 1"),
+        ({"churn": -1.0}, "greater than or equal to 0"),
+        ({"sampler": "heun", "eta": 0.5}, "set eta to 0.0, or sampler to ddim or dpmpp_2m or dpmpp_3m"),
+        ({"variance": "lower"}, "set variance to upper, or sampler to ddpm"),
+        ({"churn": 1.0}, "set churn to 0.0, or sampler to euler or heun"),
+        ({"logsnr_limits": (-5.0, 5.0)}, r"set logsnr_limits to \[-10.0, 10.0\], or spacing to karras or logsnr"),
+        ({"spacing": "karras", "logsnr_limits": (5.0, -5.0)}, "logsnr_limits must increase"),
+        ({"times": (1.0, 0.0), "steps": 1}, r"set times to \[\], or spacing to given"),
+        ({"spacing": "given"}, "times must decrease from at most 1 to 0"),
+        ({"spacing": "given", "times": (1.0, 0.4, 0.5, 0.0)}, "times must decrease"),
+        ({"spacing": "given", "times": (1.0, 0.4, 0.1)}, "times must decrease from at most 1 to 0"),
+        ({"spacing": "given", "times": (1.0, 0.4, 0.0)}, "3 times are 2 steps: set steps to 2"),
+    ],
 )
-def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+def test_impossible_settings_are_refused_with_the_remedy(wrong: dict[str, object], remedy: str) -> None:
+    with pytest.raises(ValidationError, match=remedy):
         SamplingConfig.model_validate(wrong)

@@ -25,9 +25,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Runtime]:
     """Replaces the stop watch: bf16 takes half the time of fp32, channels last a tenth less."""
     seen: list[Runtime] = []
 
-    def seconds(runtime: Runtime) -> float:
-        seen.append(runtime)
-        return (0.5 if runtime.precision == "bf16" else 1.0) * (0.9 if runtime.channels_last else 1.0)
+    def seconds(runtimes: list[Runtime]) -> list[float]:
+        seen.extend(runtimes)
+        return [(0.5 if r.precision == "bf16" else 1.0) * (0.9 if r.channels_last else 1.0) for r in runtimes]
 
     monkeypatch.setattr(module, "_step_seconds", seconds)
     return seen
@@ -58,7 +58,12 @@ def test_the_device_stays_as_asked_so_that_a_run_can_move(measured: list[Runtime
 
 def test_threads_are_set_before_anything_is_measured(measured: list[Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
     during: list[int] = []
-    monkeypatch.setattr(module, "_step_seconds", lambda runtime: float(during.append(torch.get_num_threads()) or 1))
+
+    def seconds(runtimes: list[Runtime]) -> list[float]:
+        during.append(torch.get_num_threads())
+        return [1.0] * len(runtimes)
+
+    monkeypatch.setattr(module, "_step_seconds", seconds)
     resolve(RuntimeConfig(device="cpu", threads=2))
     assert set(during) == {2}
     start(RuntimeConfig(device="cpu", precision="fp32", channels_last=False, threads=1))
@@ -87,8 +92,10 @@ def test_an_absent_device_is_refused_with_a_remedy(device: str, act, monkeypatch
 
 def test_the_measurement_is_a_time_and_leaves_no_trace() -> None:
     before = torch.get_rng_state()
-    seconds = module._step_seconds(Runtime(CPU, "bf16", True), width=32, batch=2, repeats=1)
-    assert seconds > 0
+    runtimes = [Runtime(CPU, "bf16", True), Runtime(CPU, "fp32")]
+    seconds = module._step_seconds(runtimes, width=32, batch=2, repeats=2)
+    assert len(seconds) == 2
+    assert min(seconds) > 0
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -63,7 +63,7 @@ def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: P
     [
         (("--num", 1, "--no-distances"), "--num 1: at least 2 prompts per kind"),
         (("--num", 9), "--num 9: at least 10 prompts per kind, or 2 with --no-distances"),
-        (("--sampler", "euler", "--no-distances"), "sampler settings: sampler: "),
+        (("--sampler", "eular", "--no-distances"), "sampler settings: sampler: "),
         (("--checkpoint", "step-00000077", "--no-distances"), "no checkpoint step-00000077 there"),
     ],
 )

@@ -87,6 +87,11 @@ def test_the_same_recipe_is_not_drawn_again_and_another_is_another_file(
         ("--negative", "a ring"),
     ]
     others += [("--checkpoint", "step-00000008"), ("--sampler", "ddpm"), ("--sampler", "ddpm", "--variance", "lower")]
+    others += [("--spacing", "karras"), ("--sampler", "heun", "--churn", 2), ("--sampler", "dpmpp_2m", "--eta", 1)]
+    others += [
+        ("--spacing", "logsnr", "--logsnr-limits", "-4", "4"),
+        ("--spacing", "given", "--times", 0.9, 0.5, 0.1, 0),
+    ]
     for other in others:
         assert "1 drawn, 0 there already" in script("sample", reference, PROMPT, *other, "--out", tmp_path).out, other
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
@@ -118,10 +123,14 @@ def test_a_picture_holds_its_recipe(script: Scripts, reference: Path, tmp_path: 
         assert entry["sampling"] == {
             "sampler": "ddim",
             "steps": 3,
+            "spacing": "uniform",
             "guidance": 2.0,
             "guide": {"rule": {"kind": "classifier_free"}, "interval": None, "rescale": 0.0},
             "eta": 0.0,
             "variance": "upper",
+            "churn": 0.0,
+            "logsnr_limits": [-10.0, 10.0],
+            "times": [],
             "chunk": 4,
         }
         assert read_image(tmp_path / str(file)).shape == (3, 16, 16)
@@ -149,7 +158,10 @@ def test_any_prompt_makes_a_plain_file_name(script: Scripts, reference: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (("a ring", "--sampler", "euler"), "sampler settings: sampler: must be 'ddim' or 'ddpm'"),
+        (("a ring", "--sampler", "eular"), "sampler settings: sampler: must be 'ddim', 'ddpm', 'euler', "),
+        (("a ring", "--sampler", "unipc_2", "--eta", "0.5"), "eta does nothing with sampler unipc_2: set eta to 0.0"),
+        (("a ring", "--spacing", "given"), "times must decrease from at most 1 to 0 with spacing given"),
+        (("a ring", "--spacing", "karras", "--logsnr-limits", "-50", "-30"), "spacing karras: log-SNR limits must"),
         (("a ring", "--steps", "0"), "sampler settings: steps: "),
         (("a ring", "--eta", "2"), "sampler settings: eta: "),
         (("a ring", "--num", "0"), "--num 0: at least 1 picture per prompt"),

@@ -52,7 +52,7 @@ def test_a_tiny_model_learns(script: Scripts, tmp_path: Path) -> None:
         ("train.micro_batch=7", "micro_batch 7 is larger than batch 6"),
         ("data.size=20", "data.size=20 is not divisible by 8, the network's factor"),
         ("text.heads=3", "heads 3 does not divide width 16"),
-        ("stage.sampling.sampler=euler", "stage.sampling.sampler: "),
+        ("stage.sampling.sampler=eular", "stage.sampling.sampler: "),
         ("stage.schedule.kind=cosin", "stage.schedule"),
         ("runtime.device=abacus", "runtime.device: "),
         ("train.steps", "name one preset"),
