@@ -53,7 +53,7 @@ def plms(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tens
 
     Steps are not equal in sigma / alpha, so the order of convergence is 2 on any grid. The first step is DDIM's and
     costs one call; the published one corrects it with a second call, which at the very low SNR of a first step makes it
-    worse.
+    worse. At alpha = 0 eps_hat is x / sigma and, the weights being those of equal steps, used like any other.
 
     Args:
         denoise, x, times, schedule: as in ``ddim``.
@@ -71,7 +71,7 @@ def plms(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tens
         x0_hat = predict(denoise, x, step.t)
         eps = step.eps(x, x0_hat)
         x = _extrapolated(step, step.ddim(x, x0_hat), eps, past, EQUAL_STEPS[len(past)][1:])
-        past = [eps, *past][: len(EQUAL_STEPS) - 1] if step.alpha > 0 else []
+        past = [eps, *past][: len(EQUAL_STEPS) - 1]
     return x
 
 
