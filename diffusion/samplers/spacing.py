@@ -111,6 +111,6 @@ def _within(schedule: Schedule, limits: tuple[float, float]) -> tuple[float, flo
 def _times_at(levels: Tensor, schedule: Schedule) -> Tensor:
     """The times of increasing levels, and 0; exactly 1 where the schedule ends at the first of them."""
     times = schedule.t_of(levels)
-    if levels[0] <= logsnr(*schedule(torch.ones((), dtype=torch.float64))):
+    if levels[0] <= logsnr(*schedule(torch.ones((), dtype=torch.float64))) + 1e-9:
         times[0] = 1
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])

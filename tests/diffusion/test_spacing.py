@@ -67,11 +67,13 @@ def test_karras_levels_are_edms(rho: float, schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("spacing", [logsnr_times, karras_times])
+@pytest.mark.parametrize("schedule", [Quadratic(first=0.00085, last=0.012), Cosine(), Linear()], ids=repr)
 @pytest.mark.parametrize("n", [1, 2, 6])
-def test_a_schedule_that_ends_within_the_limits_is_walked_from_its_end(spacing: Callable[..., Tensor], n: int) -> None:
-    """Scaled linear has log-SNR -5.4 at t = 1, so that a walk from -10 would not start where training ends."""
-    schedule = Quadratic(first=0.00085, last=0.012)
-    times = spacing(n, schedule, (-10.0, 8.0))
+def test_a_schedule_that_ends_within_the_limits_is_walked_from_its_end(
+    spacing: Callable[..., Tensor], n: int, schedule: Schedule
+) -> None:
+    """Scaled linear, for one, has log-SNR -5.4 at t = 1: there is nothing to walk through before."""
+    times = spacing(n, schedule, (-30.0, 8.0))
     assert times[0] == 1
     assert (times.diff() < 0).all()
     assert len(times) == n + 1
