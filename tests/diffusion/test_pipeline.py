@@ -1,20 +1,26 @@
 """Prompts to images: an image is a function of its recipe and of nothing else, bit for bit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from diffusion import samplers
+from diffusion.denoiser import Denoise
 from diffusion.guidance import GuidanceConfig, classifier_free
-from diffusion.pipeline import Pipeline, Request, SamplingConfig, sampler_of, times_of
-from diffusion.samplers import ddim, uniform_times
+from diffusion.pipeline import Pipeline, Request, Sampler, SamplingConfig, sampler_of, times_of
+from diffusion.samplers import Churn, NoiseLike
 from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
 from diffusion.text_to_image import TextToImage
 from lab.errors import Refused
-from lab.randomness import normal
+from lab.images import save_png, to_uint8
+from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
 from vae.codec import Pixels
 
@@ -28,8 +34,9 @@ PROMPTS = [
     "a blue ring",
     "a red square",
     "a white ring below",
+    "two red circles",
 ]
-REQUESTS = [Request(prompt, number % 3, "a red ring" if number == 5 else "") for number, prompt in enumerate(PROMPTS)]
+REQUESTS = [Request(prompt, number, "a red ring" if number == 5 else "") for number, prompt in enumerate(PROMPTS)]
 GUIDES: list[dict[str, object]] = [
     {"rule": {"kind": "apg", "radius": 0.5}},
     {"rule": {"kind": "cfg_zero_star"}},
@@ -44,44 +51,167 @@ def draw(pipeline: Pipeline, requests: Sequence[Request], sampling: SamplingConf
     return torch.cat(list(pipeline.draw(requests, seed, sampling)))
 
 
-@pytest.mark.parametrize(
-    "runtime",
-    [Runtime(CPU, "fp32"), Runtime(CPU, "bf16"), Runtime(CPU, "bf16", channels_last=True)],
-    ids=["fp32", "bf16", "nhwc"],
-)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"sampler": "ddim"},
-        {"sampler": "ddim", "eta": 0.7},
-        {"sampler": "ddpm"},
-        {"sampler": "dpmpp_2m", "eta": 1.0},
-        {"sampler": "unipc_3", "spacing": "logsnr"},
-    ],
-    ids=["ddim", "eta", "ddpm", "sde", "unipc"],
-)
+FP32, BF16, NHWC = Runtime(CPU), Runtime(CPU, "bf16"), Runtime(CPU, "bf16", channels_last=True)
+SAMPLERS: dict[str, dict[str, object]] = {
+    "ddim": {},
+    "ddpm": {"sampler": "ddpm"},
+    "eta": {"eta": 0.7},
+    "sde": {"sampler": "dpmpp_2m", "eta": 1.0},
+    "unipc": {"sampler": "unipc_3", "spacing": "logsnr"},
+}
+CASES = [
+    *(pytest.param(FP32, name, seed, id=f"{name}-{seed}") for name in ("ddim", "ddpm") for seed in range(8)),
+    *(pytest.param(FP32, name, 0, id=name) for name in ("eta", "sde", "unipc")),
+    *(pytest.param(BF16, name, 0, id=f"{name}-bf16") for name in SAMPLERS),
+    *(pytest.param(NHWC, name, 0, id=f"{name}-nhwc") for name in SAMPLERS),
+]
+
+
+def png(image: Tensor, path: Path) -> bytes:
+    save_png(path, image)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("runtime", "name", "seed"), CASES)
 def test_an_image_does_not_depend_on_what_it_was_asked_for_with(
-    runtime: Runtime, settings: dict[str, object], tiny: Tiny
+    runtime: Runtime, name: str, seed: int, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Eight at once, one by one, as 3 + 3 + 2, and in another order; the last chunk is padded in most of them."""
+    monkeypatch.setattr("os.fsync", lambda file: None)  # hundreds of files that nobody will miss
     pipeline = Pipeline(runtime.place(tiny()), Pixels(), 8, runtime)
-    sampling = SamplingConfig.model_validate({"steps": 3, "chunk": 4, **settings})
-    seven = draw(pipeline, REQUESTS, sampling)
-    order = [4, 0, 6, 2, 5, 1, 3]
-    assert torch.equal(draw(pipeline, [REQUESTS[i] for i in order], sampling), seven[order])
-    assert torch.equal(draw(pipeline, REQUESTS[:4], sampling), seven[:4])
-    for i, request in enumerate(REQUESTS):
-        assert torch.equal(draw(pipeline, [request], sampling), seven[i : i + 1])
+    sampling = SamplingConfig.model_validate({"steps": 3, "chunk": 4, **SAMPLERS[name]})
+    eight = draw(pipeline, REQUESTS, sampling, seed)
+    files = [png(image, tmp_path / "eight.png") for image in eight]
+    assert len(set(files)) == 8
+    for parts in ([[k] for k in range(8)], [[0, 1, 2], [3, 4, 5], [6, 7]], [[4, 0, 6, 2, 7, 5, 1, 3]]):
+        for part in parts:
+            images = draw(pipeline, [REQUESTS[k] for k in part], sampling, seed)
+            assert torch.equal(images, eight[part])
+            assert [png(image, tmp_path / "part.png") for image in images] == [files[k] for k in part]
 
 
-def test_a_deterministic_image_is_its_noise_walked_to_data(tiny: Tiny) -> None:
+class Kept(Pixels):
+    """Keeps the latents, in their own type, that are decoded."""
+
+    def __init__(self) -> None:
+        self.latents: list[Tensor] = []
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.latents.append(latents)
+        return latents
+
+
+@pytest.fixture
+def default_type(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """The type that latents are made in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    ("default_type", "tolerance"),
+    [(torch.float32, 1e-4), (torch.float64, 1e-12)],
+    ids=["fp32", "fp64"],
+    indirect=["default_type"],
+)
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_another_chunk_is_rounding_alone(name: str, default_type: torch.dtype, tolerance: float, tiny: Tiny) -> None:
+    model, requests = tiny().to(default_type), REQUESTS * 4
+    latents, images = [], []
+    for chunk in (1, 8):
+        codec = Kept()
+        sampling = SamplingConfig.model_validate({"steps": 5, "chunk": chunk, **SAMPLERS[name]})
+        images.append(to_uint8(draw(Pipeline(model, codec, 8, FP32), requests, sampling)).int())
+        latents.append(torch.cat(codec.latents))
+    assert latents[0].dtype == default_type
+    assert latents[0].shape == (32, 3, 8, 8)
+    assert (latents[0] - latents[1]).abs().max() <= tolerance
+    difference = (images[0] - images[1]).abs()
+    assert difference.max() <= 1
+    assert difference.count_nonzero() <= 1e-3 * difference.numel()
+
+
+def from_numpy(seed: int, requests: Sequence[Request]) -> NoiseLike:
+    """Draws image j's noise from NumPy's generator of its key, one number after the other."""
+    streams = [key(seed, "sample", request.number) for request in requests]
+    assert {type(stream) for stream in streams} == {np.random.Generator}
+    return lambda like: torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams])
+
+
+Walk = Callable[[NoiseLike], Sampler]
+WALKS: list[tuple[dict[str, object], Walk]] = [
+    ({}, lambda noise: samplers.ddim),
+    ({"eta": 0.7}, lambda noise: partial(samplers.ddim, eta=0.7, noise=noise)),
+    ({"sampler": "ddpm"}, lambda noise: partial(samplers.ddpm, variance="upper", noise=noise)),
+    ({"sampler": "ddpm", "variance": "lower"}, lambda noise: partial(samplers.ddim, eta=1.0, noise=noise)),
+    ({"sampler": "euler"}, lambda noise: samplers.euler),
+    ({"sampler": "euler", "churn": 2.0}, lambda noise: partial(samplers.euler, churn=Churn(2.0), noise=noise)),
+    ({"sampler": "euler_ancestral"}, lambda noise: partial(samplers.euler_ancestral, noise=noise)),
+    ({"sampler": "heun"}, lambda noise: samplers.heun),
+    ({"sampler": "heun", "churn": 2.0}, lambda noise: partial(samplers.heun, churn=Churn(2.0), noise=noise)),
+    ({"sampler": "dpmpp_2m"}, lambda noise: samplers.dpmpp_2m),
+    ({"sampler": "dpmpp_2m", "eta": 1.0}, lambda noise: partial(samplers.dpmpp_2m, eta=1.0, noise=noise)),
+    ({"sampler": "dpmpp_3m"}, lambda noise: samplers.dpmpp_3m),
+    ({"sampler": "dpmpp_3m", "eta": 0.5}, lambda noise: partial(samplers.dpmpp_3m, eta=0.5, noise=noise)),
+    ({"sampler": "unipc_2"}, lambda noise: partial(samplers.unipc, order=2)),
+    ({"sampler": "unipc_3"}, lambda noise: partial(samplers.unipc, order=3)),
+    ({"sampler": "plms"}, lambda noise: samplers.plms),
+    ({"sampler": "lms"}, lambda noise: partial(samplers.lms, order=4)),
+]
+
+
+@pytest.mark.parametrize(("settings", "walk"), WALKS, ids=lambda value: None if callable(value) else str(value))
+def test_an_image_is_its_noise_walked_to_data(settings: dict[str, object], walk: Walk, tiny: Tiny) -> None:
+    """Guided from the negative prompt, or from the empty one; all noise comes from the image's own generator."""
     model = tiny()
-    pipeline, sampling = Pipeline(model, Pixels(), 8, Runtime(CPU)), SamplingConfig(steps=4, guidance=2.5, chunk=2)
-    images = draw(pipeline, [Request("a red circle", 5, "a ring"), Request("", 2)], sampling, seed=9)
-    denoise = classifier_free(model.denoiser, model.encode(["a red circle", ""]), model.encode(["a ring", ""]), 2.5)
-    schedule, times = model.denoiser.schedule, uniform_times(4)
-    start = schedule(times[:1])[1].item() * normal(9, "sample", [5, 2], (3, 8, 8))
+    sampling = SamplingConfig.model_validate({"steps": 6, "guidance": 2.5, "chunk": 2, **settings})
+    requests = [Request("a red circle", 5, "a ring"), Request("a green ring", 2)]
+    images = draw(Pipeline(model, Pixels(), 8, FP32), requests, sampling, seed=9)
+    cond, null = model.encode(["a red circle", "a green ring"]), model.encode(["a ring", ""])
+    denoise, schedule = classifier_free(model.denoiser, cond, null, 2.5), model.denoiser.schedule
+    times, noise = samplers.uniform_times(6), from_numpy(9, requests)
+    start = schedule(times[:1])[1].item() * noise(torch.empty(2, 3, 8, 8))
     with torch.no_grad():
-        torch.testing.assert_close(images, ddim(denoise, start, times, schedule))
+        torch.testing.assert_close(images, walk(noise)(denoise, start, times, schedule))
+
+
+CUDA = Runtime(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "runtime", [FP32, NHWC, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=["cpu", "nhwc", "cuda"]
+)
+def test_noise_is_drawn_on_the_cpu_whatever_the_device(
+    runtime: Runtime, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start and all later noise are NumPy's numbers bit for bit, so the same ones on every device."""
+    given: list[Tensor] = []
+
+    def listening(sampling: SamplingConfig, noise: NoiseLike) -> Sampler:
+        def walk(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+            given.extend([x, noise(x), noise(x)])
+            return x
+
+        return walk
+
+    monkeypatch.setattr("diffusion.pipeline.sampler_of", listening)
+    pipeline = Pipeline(runtime.place(tiny(schedule=Flow())), Pixels(), 8, runtime)
+    draw(pipeline, REQUESTS, SamplingConfig(chunk=8), seed=3)
+    noise, (start, *later) = from_numpy(3, REQUESTS), given
+    assert start.device.type == runtime.device.type
+    for tensor in (start, *later):  # sigma is 1 at the start
+        assert torch.equal(tensor.cpu(), noise(start))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_images_of_a_gpu_are_those_of_the_cpu_but_for_rounding(name: str, tiny: Tiny) -> None:
+    sampling = SamplingConfig.model_validate({"steps": 5, "chunk": 8, **SAMPLERS[name]})
+    pipelines = [Pipeline(runtime.place(tiny()), Pixels(), 8, runtime) for runtime in (FP32, CUDA)]
+    one, other = (to_uint8(draw(pipeline, REQUESTS, sampling)).float() for pipeline in pipelines)
+    assert (one - other).abs().mean() <= 2
 
 
 def test_offset_noise_is_in_the_start_and_in_every_fresh_noise(tiny: Tiny) -> None:
@@ -147,7 +277,7 @@ def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
 
 def test_images_come_in_order_on_the_cpu_and_not_clamped(tiny: Tiny) -> None:
     pipeline = Pipeline(tiny(), Pixels(), 8, Runtime(CPU, "bf16"))
-    chunks = list(pipeline.draw(REQUESTS, 0, SamplingConfig(steps=1, chunk=3, guidance=10)))
+    chunks = list(pipeline.draw(REQUESTS[:7], 0, SamplingConfig(steps=1, chunk=3, guidance=10)))
     assert [tuple(chunk.shape) for chunk in chunks] == [(3, 3, 8, 8), (3, 3, 8, 8), (1, 3, 8, 8)]
     images = torch.cat(chunks)
     assert images.dtype == torch.float32

@@ -109,6 +109,33 @@ def test_tables_are_the_published_ones_at_their_knots(
     assert alpha[-1] ** 2 == pytest.approx(last_alpha_bar, rel=0.02)
 
 
+@pytest.mark.parametrize("schedule", [Linear(), Quadratic(), Quadratic(steps=7, first=0.3, last=0.9)], ids=repr)
+def test_every_knot_of_a_table_but_data_has_noise(schedule: Table) -> None:
+    """A step from a knot divides by its sigma."""
+    knots = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
+    _, sigma = schedule(knots)
+    assert sigma[0].item() == pytest.approx(schedule.first**0.5, rel=1e-12)
+    assert (sigma >= sigma[0]).all()
+
+
+def test_a_table_is_computed_once() -> None:
+    """Once per configuration, however often it is asked and however often the configuration is made."""
+    computed: list[int] = []
+
+    class Counted(Table):
+        kind: str = "counted"
+
+        def betas(self) -> np.ndarray:
+            computed.append(self.steps)
+            return np.linspace(self.first, self.last, self.steps)
+
+    for steps in (10, 20, 10, 20):
+        schedule = Counted(steps=steps)
+        for ask in (schedule, schedule.t_of, schedule.slope):
+            ask(TIMES)
+    assert computed == [10, 20]
+
+
 @pytest.mark.parametrize("schedule", [Linear(steps=10), Quadratic(steps=10)], ids=repr)
 def test_between_the_knots_the_angle_is_interpolated(schedule: Schedule) -> None:
     at = angle(*schedule(torch.tensor([0.0, 0.025, 0.1, 0.125, 0.2], dtype=torch.float64)))

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from diffusion.parameterization import X0
+from diffusion.schedule import Flow
 from lab.images import read_image, read_metadata
-from tests.faults import Done, Scripts
+from scripts import assemble
+from tests.faults import TINY, Done, Scripts
 
 PROMPT = "a red circle above a blue square"
 OTHERS = ("a green ring", "", "a cyan cross left of a pink diamond")
@@ -64,9 +67,9 @@ def test_a_picture_is_the_same_byte_for_byte_whatever_is_asked_for_with_it(
 def test_it_is_the_same_when_some_are_there_already(
     script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]
 ) -> None:
-    for num in (3, 1, 5):
+    for num in (3, 1, 6, 8):
         assert script("sample", reference, PROMPT, "--num", num, "--out", tmp_path / "steps").code == 0
-    assert script("sample", reference, PROMPT, "--num", 5, "--out", tmp_path / "whole").code == 0
+    assert script("sample", reference, PROMPT, "--num", 8, "--out", tmp_path / "whole").code == 0
     assert alone.items() <= pictures(tmp_path / "steps").items() == pictures(tmp_path / "whole").items()
 
 
@@ -96,6 +99,15 @@ def test_the_same_recipe_is_not_drawn_again_and_another_is_another_file(
         assert "1 drawn, 0 there already" in script("sample", reference, PROMPT, *other, "--out", tmp_path).out, other
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
     assert len(pictures(tmp_path)) == len(recipes(tmp_path)) == 2 + len(others)
+
+
+def test_a_run_is_drawn_as_it_was_trained(script: Scripts, tmp_path: Path) -> None:
+    """Schedule and parameterization are those of the run; nobody has to say them again."""
+    own = ("stage.schedule.kind=flow", "stage.schedule.shift=2", "stage.parameterization.kind=x0")
+    short = ("train.steps=1", "train.preview_every=0", "runtime.threads=0")
+    assert script("train", TINY, *own, *short, "--run", tmp_path).code == 0
+    denoiser = assemble.trained(tmp_path).pipeline.model.denoiser
+    assert (denoiser.schedule, denoiser.parameterization) == (Flow(shift=2.0), X0())
 
 
 def test_a_picture_holds_its_recipe(script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:

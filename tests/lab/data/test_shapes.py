@@ -26,6 +26,7 @@ from lab.data.shapes_scene import (
     draw,
 )
 from lab.errors import Refused
+from lab.images import to_uint8
 
 AREAS = {
     "circle": np.pi / 4,
@@ -201,6 +202,15 @@ def test_rendered_areas_are_those_of_the_shapes(shape: str, pixels: int) -> None
     image = (render(Scene("white", (item,)), pixels) + 1) / 2
     dark = (1 - image[0]).sum() / (1 - 15 / 255) * (32 / pixels) ** 2
     assert dark == pytest.approx(AREAS[shape] * 13.0**2, rel=0.03 if pixels == 32 else 0.015)
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_picture_has_the_bytes_of_its_colours(ground: str, colour: str) -> None:
+    """So -1 is black and 1 is white, which puts the middle of the range at 0."""
+    picture = to_uint8(torch.from_numpy(render(Scene(ground, (Object(colour, "square", 16, 16, 13.0),)), 32)))
+    assert tuple(picture[:, 0, 0].tolist()) == GROUNDS[ground]
+    assert tuple(picture[:, 16, 16].tolist()) == COLOURS[colour]
 
 
 def test_a_scene_is_the_same_picture_at_every_resolution() -> None:
