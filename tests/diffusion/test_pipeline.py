@@ -118,7 +118,8 @@ def default_type(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 )
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
 def test_another_chunk_is_rounding_alone(name: str, default_type: torch.dtype, tolerance: float, tiny: Tiny) -> None:
-    model, requests = tiny().to(default_type), REQUESTS * 4
+    model = tiny().to(default_type)
+    requests = [request._replace(number=number) for number, request in enumerate(REQUESTS * 4)]
     latents, images = [], []
     for chunk in (1, 8):
         codec = Kept()
