@@ -19,6 +19,8 @@ from typing import Any
 from scripts.entry import EXIT_CODES, run
 
 PRESET = Path("configs/shapes.yaml")
+RECOMMENDED = "unipc_2:uniform"
+FORM = "sampler[:spacing[:low:high]][:eta=1]"
 
 SAMPLERS = """Measure every sampler over numbers of calls, and guidance over its settings.
 
@@ -120,13 +122,15 @@ def _parser() -> argparse.ArgumentParser:
 def _samplers(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_run(parser)
-    add("--num", type=int, default=64, help="prompts of each kind, single and pair (default 64)")
+    add("--num", type=int, default=32, help="prompts of each kind, single and pair (default 32)")
     add("--solver-num", type=int, default=64, help="pictures that the solver error is measured on (default 64)")
     add("--seed", type=int, default=2, help="of prompts and noise; not the evaluation's 0 (default 2)")
     add("--only", choices=("samplers", "guidance"), help="one of the two parts (default both)")
-    add("--samplers", nargs="+", metavar="S", help="sampler[:spacing[:low:high]] (default: all that differ)")
+    add("--samplers", nargs="+", metavar="S", help=f"{FORM} (default: all that differ)")
     add("--calls", type=int, nargs="+", metavar="N", help="numbers of calls (default 5 8 10 15 20 25 50 100)")
     add("--guidance", type=float, help="scale of the samplers' part (default: the run's own)")
+    add("--at", default=RECOMMENDED, metavar="S", help=f"sampler of the guidance part (default {RECOMMENDED})")
+    add("--at-calls", type=int, default=20, metavar="N", help="its number of calls (default 20)")
     add("--scales", type=float, nargs="+", metavar="W", help="scales of the guidance part (default 1 1.5 2 3 5 7.5)")
     add("--guidance-errors", action="store_true", help="solver error of each guidance too; a long walk for each")
     add("--no-distances", action="store_true", help="leave out kernel distances, which need the extra 'evaluate'")
@@ -140,7 +144,7 @@ def _reference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=256, help="prompts, half of them pairs (default 256)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="scales (default 1 3)")
     parser.add_argument(
-        "--settings", nargs="+", default=["unipc_2:uniform"], metavar="S", help="sampler:spacing[:low:high]"
+        "--settings", nargs="+", default=[RECOMMENDED], metavar="S", help=f"{FORM} (default {RECOMMENDED})"
     )
     _add_reference(parser)
 
