@@ -7,6 +7,7 @@ from typing import Any
 from scripts.benchmarks.cells import PLUS_PLUS, Cell
 from scripts.benchmarks.figures import Figures
 
+COLUMNS = 2
 Value = Callable[[Figures], float | None]
 VALUES: dict[str, Value] = {
     "solver error (RMS of x0)": lambda figures: figures.get("solver_error"),
@@ -35,9 +36,9 @@ def draw(cells: Sequence[Cell], found: Sequence[Figures], folder: Path) -> list[
         }
         if not pairs:
             continue
-        figure = Figure(figsize=(5 * len(shown), 4.2), layout="constrained")
+        figure = Figure(figsize=(11, 4 * -(-len(shown) // COLUMNS)), layout="constrained")
         for place, (name, value) in enumerate(shown.items(), start=1):
-            axes = figure.add_subplot(1, len(shown), place)
+            axes = figure.add_subplot(-(-len(shown) // COLUMNS), COLUMNS, place)
             _lines(axes, pairs, name, value, logarithmic=part == "samplers")
         handles, labels = figure.axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=8)
@@ -58,7 +59,10 @@ def _lines(axes: Any, pairs: Sequence[tuple[Cell, Figures]], name: str, value: V
         style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--", "marker": "o", "markersize": 3}
         axes.plot([x for x, _ in points], [y for _, y in points], label=series, **style)
     if logarithmic:
+        places = sorted({int(cell.at) for cell, _ in pairs})
         axes.set_xscale("log")
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.set_xticks([], minor=True)
     if name.startswith("solver"):
         axes.set_yscale("log")
     axes.set_title(name, fontsize=10)

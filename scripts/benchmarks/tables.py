@@ -82,8 +82,9 @@ def _caption(pairs: Sequence[tuple[Cell, Figures]], what: Mapping[str, Any]) -> 
     prompts, reference = what["prompts"], what["reference"]
     return (
         f"Checkpoint `{what['checkpoint'][:12]}`, {what['precision']} on {what['device']}, "
-        f"{what['threads']} thread(s); {own if cell.part == 'samplers' else fixed}; {prompts['num']} prompts of each kind, seed {prompts['seed']}; "
-        f"solver error on {reference['num']} of the pictures against {reference['steps']:,} steps of DDIM."
+        f"{what['threads']} thread(s); {own if cell.part == 'samplers' else fixed}; "
+        f"{prompts['num']} prompts of each kind, seed {prompts['seed']}; solver error on {reference['num']} of the "
+        f"pictures against {reference['steps']:,} steps of DDIM."
     )
 
 
