@@ -24,10 +24,10 @@ FORM = "sampler[:spacing[:low:high]][:eta=1]"
 
 SAMPLERS = """Measure every sampler over numbers of calls, and guidance over its settings.
 
-    benchmark.py samplers runs/demo --quick                     # a minute, to see that it works
-    benchmark.py samplers runs/demo                             # half an hour on two cores
-    benchmark.py samplers runs/demo --only samplers --samplers ddim unipc_3:logsnr --calls 5 10 20
-    benchmark.py samplers runs/demo --page docs/samplers.md     # also renew the page's tables and plots
+    python scripts/benchmark.py samplers runs/demo --quick                     # a minute, to see that it works
+    python scripts/benchmark.py samplers runs/demo                             # half an hour on two cores
+    python scripts/benchmark.py samplers runs/demo --only samplers --samplers ddim unipc_3:logsnr --calls 5 10 20
+    python scripts/benchmark.py samplers runs/demo --page docs/samplers.md     # also renew the page's tables and plots
 
 Each cell is one setting: solver error (root-mean-square distance of x0 to a 1,000-step DDIM walk from the same noise;
 none for stochastic samplers), prompt accuracy with its Wilson interval, kernel distance to held-out renders, seconds,
@@ -37,25 +37,25 @@ are not measured again for the same checkpoint, prompts and precision: the same 
 
 REFERENCE = """Find the samplers whose 10 calls are as exact as DDIM's 25, and 20 calls as DDIM's 100.
 
-    benchmark.py reference runs/demo                            # the recommended setting, 256 prompts, guidance 1 and 3
-    benchmark.py reference runs/demo --num 64 --settings unipc_2:uniform dpmpp_2m:logsnr:-8:8 --guidance 3
-    benchmark.py reference runs/demo --num 64 --precision fp32  # without the rounding of bf16
+    python scripts/benchmark.py reference runs/demo                  # the recommended setting, 256 prompts
+    python scripts/benchmark.py reference runs/demo --num 64 --settings unipc_2 dpmpp_2m:logsnr:-8:8 --guidance 3
+    python scripts/benchmark.py reference runs/demo --num 64 --precision fp32  # without the rounding of bf16
 
 Error is the root-mean-square distance of x0 to a 1,000-step DDIM walk from the same noise.
 """
 
 OVERHEAD = """Measure what sampling costs outside the network's own passes.
 
-    benchmark.py overhead                                       # the demo's network with random weights
-    benchmark.py overhead runs/demo --sampler unipc_3 --repeats 20
+    python scripts/benchmark.py overhead                                       # the demo's network with random weights
+    python scripts/benchmark.py overhead runs/demo --sampler unipc_3 --repeats 20
 
 Bar: at most 5 % of the time at batch 16. Chunks of the pipeline and the bare passes that they make take turns.
 """
 
 DIFFUSERS = """Put diffusers' scheduler loop and our pipeline side by side on the same network.
 
-    benchmark.py diffusers                                      # the demo's network with random weights
-    benchmark.py diffusers runs/demo --repeats 10
+    python scripts/benchmark.py diffusers                                      # the demo's network with random weights
+    python scripts/benchmark.py diffusers runs/demo --repeats 10
 
 First both must draw the same pictures from the same noise, to 1e-4. Bars: at least 0.98 of their images per second at
 equal sampler and steps, at least 1.15 with our recommended setting against their DDIM of 50 steps. Needs diffusers.
@@ -63,8 +63,8 @@ equal sampler and steps, at least 1.15 with our recommended setting against thei
 
 TRAIN = """Measure the training step: what loading costs, and where the rest of the time goes.
 
-    benchmark.py train                                          # configs/shapes.yaml
-    benchmark.py train configs/shapes.yaml train.batch=64 --steps 40
+    python scripts/benchmark.py train                                          # configs/shapes.yaml
+    python scripts/benchmark.py train configs/shapes.yaml train.batch=64 --steps 40
 
 Bar: with the loader at least 0.95 of the images per second of one batch kept in memory. Nothing is written.
 """

@@ -18,15 +18,16 @@ from scripts.benchmarks.setting import is_deterministic
 from scripts.benchmarks.walks import in_precision, walk, wanted
 
 QUICK_NUM, QUICK_STEPS = 4, 50
-LEAST = 4  # pictures of a kernel distance
+LEAST = 2  # of each kind, for a kernel distance
 
 
 def benchmark(options: argparse.Namespace) -> int:
     """Run the subcommand; see scripts/benchmark.py."""
     if options.quick:
         options.num, options.reference_steps = QUICK_NUM, QUICK_STEPS
-    if 2 * options.num < LEAST and not options.no_distances:
-        raise Refused(f"--num {options.num}: at least {LEAST // 2} prompts of each kind, or --no-distances")
+    least = 1 if options.no_distances else LEAST
+    if options.num < least:
+        raise Refused(f"--num {options.num}: at least {least} prompts of each kind, or 1 with --no-distances")
     page = tables.read_page(options.page) if options.page else None
     trained = in_precision(assemble.trained(options.run, options.checkpoint), options.precision)
     cells = plan(trained.experiment, options)
