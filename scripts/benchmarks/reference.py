@@ -7,8 +7,9 @@ bar: 10 calls are to be as near as DDIM with 25, and 20 calls as near as DDIM wi
 import argparse
 from collections.abc import Sequence
 
-from tqdm import tqdm
+from torch import Tensor
 
+from diffusion.pipeline import SamplingConfig
 from lab.errors import Refused
 from scripts import assemble
 from scripts.benchmarks.references import References
@@ -18,6 +19,7 @@ from scripts.benchmarks.walks import in_precision, rms, walk, wanted
 BAR = {10: 25, 20: 100}  # calls of a setting: calls of DDIM that it has to match
 SEED = 2
 DDIM = setting("ddim:uniform")
+WIDTH = 28  # of the settings' column
 
 
 def benchmark(options: argparse.Namespace) -> int:
@@ -26,36 +28,46 @@ def benchmark(options: argparse.Namespace) -> int:
     requests, _ = wanted(options.num // 2, SEED)
     references = References(trained, options.out or options.run / "benchmark", SEED, options.reference_steps)
     settings = [setting(text) for text in options.settings]
-    asked = {
-        scale: [
-            *(sampling_of(trained.experiment, DDIM, calls, guidance=scale) for calls in BAR.values()),
-            *(sampling_of(trained.experiment, each, calls, guidance=scale) for each in settings for calls in BAR),
+
+    def sampling(one: Setting, calls: int, scale: float) -> SamplingConfig:
+        made = sampling_of(trained.experiment, one, calls, guidance=scale)
+        if not is_deterministic(made):
+            raise Refused(f"{one.text} draws noise on its way, so there is no exact solution for it to be near to")
+        return made
+
+    # All of them before the first is measured, so that a mistake is told at once.
+    goals = {scale: [sampling(DDIM, calls, scale) for calls in BAR.values()] for scale in options.guidance}
+    asked = {(scale, one.text): [sampling(one, calls, scale) for calls in BAR] for scale in goals for one in settings}
+
+    def errors(samplings: Sequence[SamplingConfig], exact: Tensor) -> list[float]:
+        return [
+            rms(walk(trained.pipeline, requests, SEED, one, f"{one.sampler} {one.steps}").images, exact)
+            for one in samplings
         ]
-        for scale in options.guidance
-    }
-    if noisy := [each.sampler for samplings in asked.values() for each in samplings if not is_deterministic(each)]:
-        raise Refused(f"{noisy[0]} with these settings draws noise on its way, so there is nothing to be near to")
+
     print(f"{len(requests)} prompts, {trained.pipeline.runtime.precision}, reference of {references.steps} steps")
-    for scale, samplings in asked.items():
-        exact = references.of(requests, samplings[0])
-        errors = [
-            rms(walk(trained.pipeline, requests, SEED, each, f"{each.sampler} {each.steps}").images, exact)
-            for each in tqdm(samplings, unit="setting", desc=f"guidance {scale:g}")
-        ]
-        print(verdict(scale, settings, errors), flush=True)
+    for scale, yardsticks in goals.items():
+        exact = references.of(requests, yardsticks[0])
+        goal = errors(yardsticks, exact)
+        print(heading(scale, goal), flush=True)
+        for one in settings:
+            print(row(one, errors(asked[scale, one.text], exact), goal), flush=True)
     return 0
 
 
-def verdict(scale: float, settings: Sequence[Setting], errors: Sequence[float]) -> str:
-    """Lay out errors: first DDIM's for each part of the bar, then each setting's in the same order."""
-    goals, rest = errors[: len(BAR)], errors[len(BAR) :]
-    rows = [f"\nguidance {scale:g}: RMS distance of x0 to the reference"]
-    rows.append(" " * 28 + "".join(f"{f'{calls} calls':>12}" for calls in BAR) + "   bar")
-    rows.append(f"{DDIM.text:<28}" + "".join(f"{goal:>12.5f}" for goal in goals) + f"   at {list(BAR.values())}")
-    for k, each in enumerate(settings):
-        own = rest[k * len(BAR) : (k + 1) * len(BAR)]
-        met = all(error <= goal for error, goal in zip(own, goals, strict=True))
-        rows.append(
-            f"{each.text:<28}" + "".join(f"{error:>12.5f}" for error in own) + f"   {'met' if met else 'missed'}"
-        )
-    return "\n".join(rows)
+def heading(scale: float, goal: Sequence[float]) -> str:
+    """Head the rows of a guidance scale with the errors of DDIM that are to be matched."""
+    return (
+        f"\nguidance {scale:g}: RMS distance of x0 to the reference\n"
+        + " " * WIDTH
+        + "".join(f"{f'{calls} calls':>12}" for calls in BAR)
+        + f"   bar\n{DDIM.text:<{WIDTH}}"
+        + "".join(f"{error:>12.5f}" for error in goal)
+        + f"   at {' and '.join(str(calls) for calls in BAR.values())} calls"
+    )
+
+
+def row(one: Setting, errors: Sequence[float], goal: Sequence[float]) -> str:
+    """Give the errors of a setting, and whether every part of the bar is met."""
+    met = all(error <= limit for error, limit in zip(errors, goal, strict=True))
+    return f"{one.text:<{WIDTH}}" + "".join(f"{error:>12.5f}" for error in errors) + f"   {'met' if met else 'missed'}"

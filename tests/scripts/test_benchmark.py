@@ -134,9 +134,8 @@ def test_a_reference_is_kept_for_exactly_what_it_is_of(trained: Trained, tmp_pat
 
 
 def test_the_verdict_needs_both_parts_of_the_bar() -> None:
-    settings = [setting("unipc_2:uniform"), setting("dpmpp_2m:karras"), setting("lms")]
-    text = command.verdict(3.0, settings, [0.2, 0.1, 0.2, 0.1, 0.21, 0.01, 0.01, 0.11])
-    assert [row.split()[-1] for row in text.splitlines()[-3:]] == ["met", "missed", "missed"]
+    rows = [command.row(setting("lms"), errors, [0.2, 0.1]) for errors in ([0.2, 0.1], [0.21, 0.01], [0.01, 0.11])]
+    assert [row.split()[-1] for row in rows] == ["met", "missed", "missed"]
 
 
 def test_reference_prints_a_verdict_per_guidance(script: Scripts, reference: Path, tmp_path: Path) -> None:
@@ -147,6 +146,7 @@ def test_reference_prints_a_verdict_per_guidance(script: Scripts, reference: Pat
     rows = [row.split() for row in done.out.splitlines() if row.startswith("ddim:uniform")]
     assert len(rows) == 4  # the bar's own and the one asked for, for two guidances
     assert {row[-1] for row in rows[1::2]} == {"missed"}
+    assert all(0 < float(bar) < float(own) for bar, own in zip(rows[0][1:3], rows[1][1:3], strict=True))
     noisy = script("benchmark", "reference", reference, "--settings", "ddpm", "--out", tmp_path)
     assert (noisy.code, noisy.err.splitlines()[-1][:12]) == (2, "error: ddpm ")
 
