@@ -19,7 +19,7 @@ from typing import Any
 from scripts.entry import EXIT_CODES, run
 
 PRESET = Path("configs/shapes.yaml")
-RECOMMENDED = "unipc_2:uniform"
+RECOMMENDED = "unipc_2:tangent"
 FORM = "sampler[:spacing[:low:high]][:eta=1]"
 
 SAMPLERS = """Measure every sampler over numbers of calls, and guidance over its settings.

@@ -27,7 +27,7 @@ TABLE = 1000
 TOLERANCE = 1e-4
 AS_FAST, FASTER = 0.98, 1.15
 THEIR_DEFAULT = 50  # steps
-RECOMMENDED = {"sampler": "unipc_2", "steps": 10, "spacing": "uniform"}
+RECOMMENDED = {"sampler": "unipc_2", "steps": 10, "spacing": "tangent"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 SCHEDULERS = {"ddim": "DDIMScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}
 

@@ -146,7 +146,7 @@ def test_reference_prints_a_verdict_per_guidance(script: Scripts, reference: Pat
     rows = [row.split() for row in done.out.splitlines() if row.startswith("ddim:uniform")]
     assert len(rows) == 4  # the bar's own and the one asked for, for two guidances
     assert {row[-1] for row in rows[1::2]} == {"missed"}
-    assert all(0 < float(bar) < float(own) for bar, own in zip(rows[0][1:3], rows[1][1:3], strict=True))
+    assert 0 < float(rows[0][1]) < float(rows[1][1])  # 25 calls against 10
     noisy = script("benchmark", "reference", reference, "--settings", "ddpm", "--out", tmp_path)
     assert (noisy.code, noisy.err.splitlines()[-1][:12]) == (2, "error: ddpm ")
 
