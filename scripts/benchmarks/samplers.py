@@ -28,7 +28,8 @@ def benchmark(options: argparse.Namespace) -> int:
     least = 1 if options.no_distances else LEAST
     if options.num < least:
         raise Refused(f"--num {options.num}: at least {least} prompts of each kind, or 1 with --no-distances")
-    page = tables.read_page(options.page) if options.page else None
+    if options.page:
+        tables.read_page(options.page)  # a page without room is told now, not in half an hour
     trained = in_precision(assemble.trained(options.run, options.checkpoint), options.precision)
     cells = plan(trained.experiment, options)
     folder = options.out or options.run / "benchmark"
@@ -37,8 +38,8 @@ def benchmark(options: argparse.Namespace) -> int:
     print("\n\n".join(text.values()))
     pictures = options.page.parent / "images" if options.page else folder
     plots.draw(cells, found, pictures)
-    if page is not None:
-        tables.renew(options.page, page, text)
+    if options.page:
+        tables.renew(options.page, text)
     print(f"\n{sheet.path}; plots in {pictures}")
     return 0
 

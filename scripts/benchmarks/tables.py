@@ -60,8 +60,13 @@ def read_page(path: Path) -> str:
     return text
 
 
-def renew(path: Path, page: str, texts: Mapping[str, str]) -> None:
-    """Write a page with these texts in their places."""
+def renew(path: Path, texts: Mapping[str, str]) -> None:
+    """Write a page anew with these texts in their places.
+
+    Raises:
+        Refused: as in ``read_page``.
+    """
+    page = read_page(path)
     for part, text in texts.items():
         begin, end = _marks(part)
         before, _, rest = page.partition(begin)

@@ -277,7 +277,7 @@ def test_a_page_is_renewed_between_its_marks(tmp_path: Path) -> None:
     marks = [mark for part in tables.PARTS for mark in tables._marks(part)]
     path.write_text("before\n{}\nold\n{}\nbetween\n{}\nolder\n{}\nafter\n".format(*marks))
     for text in ("new", "newest"):
-        tables.renew(path, tables.read_page(path), {"samplers": text})
+        tables.renew(path, {"samplers": text})
     assert path.read_text() == "before\n{}\n\nnewest\n\n{}\nbetween\n{}\nolder\n{}\nafter\n".format(*marks)
     path.write_text(marks[0])
     with pytest.raises(Refused, match="has no place for samplers: add the lines"):
