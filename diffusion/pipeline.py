@@ -61,7 +61,7 @@ class SamplingConfig(Config):
         "lms",
     ] = "ddim"
     steps: int = Field(20, ge=1)
-    spacing: Literal["uniform", "trailing", "leading", "quadratic", "karras", "logsnr", "given"] = "uniform"
+    spacing: Literal["uniform", "trailing", "leading", "quadratic", "karras", "logsnr", "tangent", "given"] = "uniform"
     guidance: float = 3.0
     guide: GuidanceConfig = GuidanceConfig()
     eta: float = Field(0.0, ge=0, le=1)
@@ -159,6 +159,8 @@ def times_of(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
                 return samplers.karras_times(steps, schedule, limits)
             case "logsnr":
                 return samplers.logsnr_times(steps, schedule, limits)
+            case "tangent":
+                return samplers.tangent_times(steps, schedule)
             case "given":
                 return torch.tensor(sampling.times, dtype=torch.float64)
     except ValueError as error:

@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="ddim, ddpm, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_3m, unipc_2, unipc_3, plms or lms",
     )
     add("--steps", type=int, help="steps, one denoiser call each (heun: two)")
-    add("--spacing", help="of the steps: uniform, trailing, leading, quadratic, karras, logsnr or given")
+    add("--spacing", help="of the steps: uniform, trailing, leading, quadratic, karras, logsnr, tangent or given")
     add("--guidance", type=float, help="classifier-free scale; 1 is off")
     add("--eta", type=float, help="ddim, dpmpp_2m, dpmpp_3m: share of the noise of the reverse SDE, 0 to 1")
     add("--variance", help="ddpm: upper or lower")

@@ -186,6 +186,7 @@ def serve(orders: Iterator[str]) -> None:
 
     from lab.text.clip import _tokenizer
     from scripts import assemble, evaluate, gallery, measure, sample, train  # noqa: F401
+    from scripts.benchmarks import reference, samplers  # noqa: F401
 
     _tokenizer()
     gc.freeze()  # or a child copies every page that its collector looks at

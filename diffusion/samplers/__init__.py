@@ -39,6 +39,7 @@ from diffusion.samplers.spacing import (
     leading_times,
     logsnr_times,
     quadratic_times,
+    tangent_times,
     trailing_times,
     uniform_times,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "logsnr_times",
     "plms",
     "quadratic_times",
+    "tangent_times",
     "trailing_times",
     "uniform_times",
     "unipc",

@@ -5,6 +5,8 @@ Spacings in log-SNR run between stated limits, or less where the schedule itself
 step to t = 0.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from diffusion.schedule import Schedule, logsnr
 # The noise that is left at log-SNR 10, exp(-5) of the data's scale, is less than a step of 8 bits in [-1, 1]; the
 # signal at -10 is as small.
 LOGSNR_LIMITS = (-10.0, 10.0)
+
+# Chosen on the demo model for the smallest error of 10 and of 20 calls (docs/samplers.md).
+TANGENT_SHIFT, TANGENT_STRETCH = 2.0, 1.75
 
 
 def uniform_times(steps: int) -> Tensor:
@@ -92,6 +97,33 @@ def karras_times(
     low, high = _within(schedule, limits)
     first, last = (torch.tensor(-limit / 2 / rho, dtype=torch.float64).exp().item() for limit in (low, high))
     return _times_at(-2 * rho * torch.linspace(first, last, steps, dtype=torch.float64).log(), schedule)
+
+
+def tangent_times(
+    steps: int, schedule: Schedule, shift: float = TANGENT_SHIFT, stretch: float = TANGENT_STRETCH
+) -> Tensor:
+    """Give times with sigma / alpha = shift tan(pi/2 u)^stretch for equally spaced u, and 0: (steps + 1,) float64.
+
+    A stretch of 1 is the uniform times of a cosine schedule with that shift. A larger one moves steps from the middle
+    to both ends: where it is decided what is shown, and where the last step, of first order, is short enough.
+
+    Args:
+        steps: number of steps.
+        schedule: its inverse says when a level is reached; u begins where it ends, at t = 1.
+        shift: sigma / alpha in the middle, u = 1/2.
+        stretch: at least 1; how far the steps reach to either side in log-SNR.
+
+    Raises:
+        ValueError: so many steps reach beyond the lowest noise of the schedule.
+    """
+    end = logsnr(*schedule(torch.ones((), dtype=torch.float64)))
+    first = 2 / math.pi * math.atan(math.exp((-end.item() / 2 - math.log(shift)) / stretch))
+    u = first * uniform_times(steps)[:-1]
+    times = _times_at(-2 * (math.log(shift) + stretch * (math.pi / 2 * u).tan().log()), schedule)
+    times[0] = 1
+    if not (times.diff() < 0).all():
+        raise ValueError(f"{steps} steps reach beyond the lowest noise of the schedule: take fewer, or uniform times")
+    return times
 
 
 def _check_table(steps: int, table: int) -> None:

@@ -265,6 +265,7 @@ def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
                 {"spacing": "leading"},
                 {"spacing": "quadratic"},
                 {"spacing": "karras"},
+                {"spacing": "tangent"},
                 {"spacing": "karras", "logsnr_limits": (-5.0, 5.0)},
                 {"spacing": "logsnr"},
                 {"spacing": "logsnr", "logsnr_limits": (-5.0, 5.0)},

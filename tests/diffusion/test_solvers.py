@@ -27,6 +27,7 @@ from diffusion.samplers import (
     logsnr_times,
     plms,
     quadratic_times,
+    tangent_times,
     uniform_times,
     unipc,
 )
@@ -128,7 +129,7 @@ def test_few_steps_are_finite_and_a_perfect_denoiser_is_followed(name: str, n: i
 
 
 @every_solver
-@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "leading", "karras", "logsnr"])
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "leading", "karras", "logsnr", "tangent"])
 def test_spacings_all_lead_to_data(name: str, spacing: str, gaussian: type) -> None:
     schedule = Linear()
     times = {
@@ -137,6 +138,7 @@ def test_spacings_all_lead_to_data(name: str, spacing: str, gaussian: type) -> N
         "leading": leading_times(80),
         "karras": karras_times(80, schedule),
         "logsnr": logsnr_times(80, schedule),
+        "tangent": tangent_times(80, schedule),
     }[spacing]
     assert error(SOLVERS[name], gaussian(MEAN, STD, schedule), times) < 0.25
 

@@ -14,10 +14,11 @@ from diffusion.samplers import (
     leading_times,
     logsnr_times,
     quadratic_times,
+    tangent_times,
     trailing_times,
     uniform_times,
 )
-from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule, logsnr
+from diffusion.schedule import Cosine, Flow, Karras, Linear, Quadratic, Schedule, logsnr
 
 SCHEDULES = [Cosine(), Linear(), Quadratic(), Flow()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.kind)
@@ -52,6 +53,21 @@ def test_log_snr_is_equally_spaced_and_then_t_is_0(n: int, schedule: Schedule) -
     levels = logsnr(*schedule(times))
     torch.testing.assert_close(levels[:-1], torch.linspace(-6, 8, n, dtype=torch.float64), rtol=0, atol=1e-7)
     assert (len(times), times[-1]) == (n + 1, 0)
+
+
+@every_schedule
+@pytest.mark.parametrize("n", [2, 5, 40])
+def test_tangent_levels_are_equally_spaced_in_their_angle(n: int, schedule: Schedule) -> None:
+    times = tangent_times(n, schedule, shift=3.0, stretch=1.5)
+    alpha, sigma = schedule(times)
+    u = torch.atan((sigma / alpha / 3) ** (1 / 1.5))
+    torch.testing.assert_close(u[1:], u[0] * torch.linspace(1, 0, n + 1, dtype=torch.float64)[1:], rtol=0, atol=1e-7)
+    assert (len(times), times[0], times[-1]) == (n + 1, 1, 0)
+
+
+def test_tangent_times_without_stretch_are_a_cosines_own() -> None:
+    own = Cosine(s=1e-6, shift=1.4)
+    torch.testing.assert_close(tangent_times(10, own, shift=1.4, stretch=1.0), uniform_times(10), rtol=0, atol=1e-4)
 
 
 @every_schedule
@@ -103,6 +119,7 @@ def test_every_spacing_strictly_decreases_to_0_in_float64(n: int, schedule: Sche
         (lambda: trailing_times(1001), "1001 steps do not fit a table of 1000: take at most 1000, or uniform times"),
         (lambda: leading_times(21, 20), "21 steps do not fit a table of 20"),
         (lambda: logsnr_times(5, Flow(), (3.0, 3.0)), "limits must increase"),
+        (lambda: tangent_times(9000, Karras()), "9000 steps reach beyond the lowest noise of the schedule"),
         (lambda: karras_times(5, Flow(), (3.0, -3.0)), "limits must increase"),
         (lambda: logsnr_times(5, Cosine(), (-50.0, -30.0)), "end above the schedule's -20 at t = 1"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults import ENVIRONMENT, ROOT, TINY
 
-SCRIPTS = ("train", "sample", "evaluate", "demo")
+SCRIPTS = ("train", "sample", "evaluate", "demo", "benchmark")
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -70,12 +70,13 @@ for package in ("lab", "vae", "diffusion", "superres", "scripts"):
 assert not OPTIONAL & set(sys.modules)
 
 from lab.errors import Refused
-from scripts import evaluate, sample, train
+from scripts import benchmark, evaluate, sample, train
 
 tiny, run = sys.argv[1:]
 assert train.main([tiny, "train.steps=2", "--run", run]) == 0
 assert sample.main([run, "a red circle"]) == 0
 assert evaluate.main([run, "--num", "2", "--no-distances"]) == 0
+assert benchmark.main(["samplers", run, "--quick", "--calls", "2", "--no-distances"]) == 0
 try:
     evaluate.main([run])
 except Refused as error:

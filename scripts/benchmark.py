@@ -1,0 +1,191 @@
+"""Measure samplers, speed and overhead.
+
+    python scripts/benchmark.py samplers runs/demo --quick       # every sampler and guidance rule, in a minute
+    python scripts/benchmark.py samplers runs/demo               # the tables and plots of docs/samplers.md
+    python scripts/benchmark.py reference runs/demo              # few calls against many, and the bar
+    python scripts/benchmark.py overhead                         # what sampling costs beside the network
+    python scripts/benchmark.py diffusers                        # side by side with diffusers
+    python scripts/benchmark.py train                            # how fast training is, and where its time goes
+
+``benchmark.py SUBCOMMAND --help`` says more. Times are medians of alternating repetitions: what else the machine does
+meets all sides alike. Set OMP_NUM_THREADS to measure with fewer threads.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.entry import EXIT_CODES, run
+
+PRESET = Path("configs/shapes.yaml")
+RECOMMENDED = "unipc_2:tangent"
+FORM = "sampler[:spacing[:low:high]][:eta=1]"
+
+SAMPLERS = """Measure every sampler over numbers of calls, and guidance over its settings.
+
+    python scripts/benchmark.py samplers runs/demo --quick                     # a minute, to see that it works
+    python scripts/benchmark.py samplers runs/demo                             # half an hour on two cores
+    python scripts/benchmark.py samplers runs/demo --only samplers --samplers ddim unipc_3:logsnr --calls 5 10 20
+    python scripts/benchmark.py samplers runs/demo --page docs/samplers.md     # also renew the page's tables and plots
+
+Each cell is one setting: solver error (root-mean-square distance of x0 to a 1,000-step DDIM walk from the same noise;
+none for stochastic samplers), prompt accuracy with its Wilson interval, kernel distance to held-out renders, seconds,
+calls of the guided denoiser, and network evaluations. Cells and references are kept in --out as they are finished and
+are not measured again for the same checkpoint, prompts and precision: the same command goes on where it was stopped.
+"""
+
+REFERENCE = """Find the samplers whose 10 calls are as exact as DDIM's 25, and 20 calls as DDIM's 100.
+
+    python scripts/benchmark.py reference runs/demo                  # the recommended setting, 256 prompts
+    python scripts/benchmark.py reference runs/demo --num 64 --settings unipc_2 dpmpp_2m:logsnr:-8:8 --guidance 3
+    python scripts/benchmark.py reference runs/demo --num 64 --precision fp32  # without the rounding of bf16
+
+Error is the root-mean-square distance of x0 to a 1,000-step DDIM walk from the same noise.
+"""
+
+OVERHEAD = """Measure what sampling costs outside the network's own passes.
+
+    python scripts/benchmark.py overhead                                       # the demo's network with random weights
+    python scripts/benchmark.py overhead runs/demo --sampler unipc_3 --repeats 20
+
+Bar: at most 5 % of the time at batch 16. Chunks of the pipeline and the bare passes that they make take turns.
+"""
+
+DIFFUSERS = """Put diffusers' scheduler loop and our pipeline side by side on the same network.
+
+    python scripts/benchmark.py diffusers                                      # the demo's network with random weights
+    python scripts/benchmark.py diffusers runs/demo --repeats 10
+
+First both must draw the same pictures from the same noise, to 1e-4. Bars: at least 0.98 of their images per second at
+equal sampler and steps, at least 1.15 with our recommended setting against their DDIM of 50 steps. Needs diffusers.
+"""
+
+TRAIN = """Measure the training step: what loading costs, and where the rest of the time goes.
+
+    python scripts/benchmark.py train                                          # configs/shapes.yaml
+    python scripts/benchmark.py train configs/shapes.yaml train.batch=64 --steps 40
+
+Bar: with the loader at least 0.95 of the images per second of one batch kept in memory. Nothing is written.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure; see the module's text."""
+    options = _parser().parse_args(argv)
+    match options.what:
+        case "samplers":
+            from scripts.benchmarks import samplers
+
+            return samplers.benchmark(options)
+        case "reference":
+            from scripts.benchmarks import reference
+
+            return reference.benchmark(options)
+        case "overhead":
+            from scripts.benchmarks import overhead
+
+            return overhead.benchmark(options)
+        case "diffusers":
+            from scripts.benchmarks import against_diffusers
+
+            return against_diffusers.benchmark(options)
+        case _:
+            from scripts.benchmarks import training
+
+            return training.benchmark(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="SUBCOMMAND")
+
+    def kind(name: str, text: str) -> Any:
+        return kinds.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    _samplers(kind("samplers", SAMPLERS))
+    _reference(kind("reference", REFERENCE))
+    _overhead(kind("overhead", OVERHEAD))
+    _diffusers(kind("diffusers", DIFFUSERS))
+    _train(kind("train", TRAIN))
+    return parser
+
+
+def _samplers(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_run(parser)
+    add("--num", type=int, default=32, help="prompts of each kind, single and pair (default 32)")
+    add("--solver-num", type=int, default=64, help="pictures that the solver error is measured on (default 64)")
+    add("--seed", type=int, default=2, help="of prompts and noise; not the evaluation's 0 (default 2)")
+    add("--only", choices=("samplers", "guidance"), help="one of the two parts (default both)")
+    add("--samplers", nargs="+", metavar="S", help=f"{FORM} (default: all that differ)")
+    add("--calls", type=int, nargs="+", metavar="N", help="numbers of calls (default 5 8 10 15 20 25 50 100)")
+    add("--guidance", type=float, help="scale of the samplers' part (default: the run's own)")
+    add("--at", default=RECOMMENDED, metavar="S", help=f"sampler of the guidance part (default {RECOMMENDED})")
+    add("--at-calls", type=int, default=20, metavar="N", help="its number of calls (default 20)")
+    add("--scales", type=float, nargs="+", metavar="W", help="scales of the guidance part (default 1 1.5 2 3 5 7.5)")
+    add("--guidance-errors", action="store_true", help="solver error of each guidance too; a long walk for each")
+    add("--no-distances", action="store_true", help="leave out kernel distances, which need the extra 'evaluate'")
+    add("--quick", action="store_true", help="few pictures, calls and settings, and a reference of 50 steps")
+    add("--page", type=Path, help="a Markdown page whose tables are renewed; plots go into images/ beside it")
+    _add_reference(parser)
+
+
+def _reference(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--num", type=int, default=256, help="prompts, half of them pairs (default 256)")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="scales (default 1 3)")
+    parser.add_argument(
+        "--settings", nargs="+", default=[RECOMMENDED], metavar="S", help=f"{FORM} (default {RECOMMENDED})"
+    )
+    _add_reference(parser)
+
+
+def _overhead(parser: argparse.ArgumentParser) -> None:
+    _add_timed(parser)
+    parser.add_argument("--sampler", default="ddim", help="which one (default ddim)")
+    parser.add_argument("--steps", type=int, default=20, help="of a walk (default 20)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="scale; 1 is the hardest case (default 1)")
+
+
+def _diffusers(parser: argparse.ArgumentParser) -> None:
+    _add_timed(parser)
+    parser.add_argument("--steps", type=int, default=20, help="of both at equal settings (default 20)")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("words", nargs="*", metavar="PRESET key=value", help="a preset (default configs/shapes.yaml) and settings")
+    add("--steps", type=int, default=10, help="optimizer steps per repetition (default 10)")
+    add("--repeats", type=int, default=5, help="repetitions of each side (default 5)")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run directory; only read, but for --out's default")
+    parser.add_argument("--out", type=Path, help="folder for what is measured (default RUN/benchmark)")
+    parser.add_argument("--checkpoint", help="a folder under RUN/ckpt (default: the newest good one)")
+
+
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of the network (default: the run's own)")
+    parser.add_argument("--reference-steps", type=int, default=1000, help="of the reference walk (default 1000)")
+
+
+def _add_timed(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, nargs="?", help="a run directory (default: configs/shapes.yaml with random weights)")
+    add("--preset", type=Path, default=PRESET, help=f"the network without a run (default {PRESET})")
+    add("--batch", type=int, default=16, help="images per pass (default 16)")
+    add("--repeats", type=int, default=9, help="repetitions of each side (default 9)")
+
+
+if __name__ == "__main__":
+    run(main)

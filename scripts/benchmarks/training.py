@@ -1,0 +1,161 @@
+"""How fast the trainer's step is with its loader and with one batch kept in memory, and what a step consists of.
+
+Both sides are whole trainers in a temporary folder, which take turns for a few steps each. Checkpoints are written
+between the turns and do not count.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Generator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lab.data.loader import Batch, Loader
+from lab.rundir import RunDir
+from lab.training.stage import Stage
+from scripts import assemble
+from scripts.assemble import DiffusionExperiment
+from scripts.benchmarks.timing import met
+
+BAR = 0.95
+PRESET = "configs/shapes.yaml"
+PARTS = ("forward", "backward", "optimizer", "data", "rest")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Gives the same batches for ever, in the place of a loader.
+
+    Attributes:
+        window: the batches of one step.
+    """
+
+    window: Sequence[Batch]
+
+    def batches(self, start: int, sizes: Sequence[int]) -> Generator[Batch, None, None]:
+        """Give the batches round and round."""
+        while True:
+            yield from self.window
+
+
+class Clocked:
+    """A stage whose parts of a step are timed: a ``Stage`` around another.
+
+    The backward pass is what lies between the loss and the optimizer, clipping included.
+
+    Args:
+        stage: what is trained.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.players: MutableMapping[str, nn.Module] = stage.players
+        self.seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
+        self._since = 0.0
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Give the stage's loss, on the clock."""
+        self._note(None)
+        result = self.stage.loss(player, batch)
+        self._note("forward")
+        return result
+
+    def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
+        """Draw the stage's preview."""
+        return self.stage.preview(model, captions)
+
+    def findings(self) -> Mapping[str, float]:
+        """Give the stage's findings."""
+        return self.stage.findings()
+
+    def watch(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Time the steps of these optimizers, which follow each other."""
+        for k, optimizer in enumerate(optimizers):
+            part = "optimizer" if k else "backward"
+            optimizer.register_step_pre_hook(lambda *_, part=part: self._note(part))
+            optimizer.register_step_post_hook(lambda *_: self._note("optimizer"))
+
+    def _note(self, part: str | None) -> None:
+        """Book the time since the last note on a part; what None ends is booked elsewhere."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if part is not None:
+            self.seconds[part] += now - self._since
+        self._since = now
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Run the subcommand; see scripts/benchmark.py."""
+    presets = [word for word in options.words if "=" not in word] or [PRESET]
+    overrides = [word for word in options.words if "=" in word]
+    quiet = ["train.preview_every=0", "evaluate.every_steps=0", "train.log_every=1"]
+    far = f"train.checkpoint_every={(options.steps + 1) * (options.repeats + 1)}"
+    experiment = assemble.complete(assemble.load(Path(presets[0]), [*overrides, *quiet, far]))
+    with tempfile.TemporaryDirectory() as folder:
+        speeds, shares = measure(experiment, Path(folder), options.steps, options.repeats)
+    loader, kept = median(speeds["loader"]), median(speeds["kept"])
+    runtime, threads = experiment.runtime, torch.get_num_threads()
+    print(f"{presets[0]}: batch {experiment.train.batch}, {runtime.precision}, {threads} threads")
+    print(
+        f"images per second: loader {loader:.1f}, one batch in memory {kept:.1f}; ratio {loader / kept:.3f}; ", end=""
+    )
+    print(met(loader / kept, BAR, at_least=True))
+    print("share of a step:   " + ", ".join(f"{part} {shares[part]:.1%}" for part in PARTS))
+    return 0
+
+
+def measure(
+    experiment: DiffusionExperiment, folder: Path, steps: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Train in turns.
+
+    Args:
+        experiment: completed; every step of it is logged.
+        folder: for the two runs.
+        steps: measured per turn, after one that is not, since workers start in it.
+        repeats: measured turns of each side, after one that is not.
+
+    Returns:
+        Images per second of each turn by side, and the share of each part of a step with the loader.
+    """
+    batch = experiment.train.batch
+    speeds: dict[str, list[float]] = {"loader": [], "kept": []}
+    parts = dict.fromkeys(PARTS, 0.0)
+    for turn in tqdm(range(repeats + 1), unit="turn", desc="train"):
+        for name in speeds if turn % 2 else reversed(speeds):
+            lines, clock = _turn(experiment, folder / name, (turn + 1) * (steps + 1), keep=name == "kept")
+            seconds = [batch / line["time/images_per_second"] for line in lines]
+            if turn == 0:
+                continue
+            speeds[name].append(batch * steps / sum(seconds[1:]))
+            if name == "loader":
+                data = sum(s * line["time/data_wait_share"] for s, line in zip(seconds, lines, strict=True))
+                rest = sum(seconds) - data - sum(clock.seconds.values())
+                for part, value in {**clock.seconds, "data": data, "rest": rest}.items():
+                    parts[part] += value
+    return speeds, {part: value / sum(parts.values()) for part, value in parts.items()}
+
+
+def _turn(
+    experiment: DiffusionExperiment, folder: Path, until: int, *, keep: bool
+) -> tuple[list[dict[str, Any]], Clocked]:
+    """Train a run on to a step; give its new lines of the log, and the clock of its parts."""
+    longer = experiment.model_copy(update={"train": experiment.train.model_copy(update={"steps": until})})
+    with RunDir.open(folder) if RunDir.is_run(folder) else RunDir.create(folder, longer) as rundir:
+        before = len(list(rundir.metrics()))
+        trainer = assemble.trainer(longer, rundir)
+        if keep:
+            window = [trainer.loader.batch(range(size)) for size in longer.train.windows()]
+            trainer.loader = cast(Loader, Kept(window))
+        trainer.stage = clock = Clocked(trainer.stage)
+        clock.watch(trainer.optimizers["model"])
+        trainer.fit()
+        return list(rundir.metrics())[before:], clock

@@ -1,0 +1,385 @@
+"""scripts/benchmark.py: costs are counted, errors are distances, and nothing is measured twice."""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion.pipeline import Pipeline, SamplingConfig, times_of
+from diffusion.schedule import logsnr
+from lab.data.shapes import Shapes
+from lab.errors import BadData, Refused
+from scripts import assemble, benchmark
+from scripts.assemble import Trained
+from scripts.benchmarks import against_diffusers, overhead, plots, samplers, tables, training
+from scripts.benchmarks import reference as command
+from scripts.benchmarks.cells import Cell, plan
+from scripts.benchmarks.figures import Sheet
+from scripts.benchmarks.references import References
+from scripts.benchmarks.setting import is_deterministic, sampling_of, setting
+from scripts.benchmarks.timing import alternating
+from scripts.benchmarks.walks import Counter, calls_of, in_precision, rms, steps_for, walk, wanted
+from tests.faults import TINY, Scripts
+from vae.codec import Pixels
+
+
+@pytest.fixture(scope="module")
+def trained(reference: Path) -> Trained:
+    return assemble.trained(reference)
+
+
+def options_of(*arguments: object) -> argparse.Namespace:
+    return benchmark._parser().parse_args([str(argument) for argument in arguments])
+
+
+def sampling(**changes: Any) -> SamplingConfig:
+    return SamplingConfig.model_validate({"steps": 4, "chunk": 4, "guidance": 1.0, **changes})
+
+
+# --- counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls", "evaluations"),
+    [
+        ({}, 4, 4),
+        ({"guidance": 2.0}, 4, 8),
+        ({"sampler": "unipc_3", "guidance": 2.0}, 4, 8),
+        ({"sampler": "plms"}, 4, 4),
+        ({"sampler": "heun"}, 7, 7),
+        ({"sampler": "heun", "guidance": 2.0}, 7, 14),
+    ],
+)
+def test_calls_and_evaluations_are_counted(
+    trained: Trained, changes: dict[str, Any], calls: int, evaluations: int
+) -> None:
+    requests, _ = wanted(3, seed=2)  # 6 images in chunks of 4: the second one is padded
+    done = walk(trained.pipeline, requests, 2, sampling(**changes))
+    assert (done.calls, done.evaluations, len(done.images)) == (calls, evaluations, 6)
+    assert calls_of(sampling(**changes)) == calls
+
+
+def test_where_guidance_is_off_there_is_one_evaluation_per_call(trained: Trained) -> None:
+    limited = sampling(guidance=2.0, steps=8, guide={"interval": (-3.0, 3.0)})
+    schedule = trained.pipeline.model.denoiser.schedule
+    levels = logsnr(*schedule(times_of(limited, schedule)[:-1]))
+    inside = int(((levels >= -3) & (levels <= 3)).sum())
+    assert 0 < inside < 8
+    assert walk(trained.pipeline, wanted(1, seed=2)[0], 2, limited).evaluations == 8 + inside
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5, 8, 10])
+@pytest.mark.parametrize("sampler", ["heun", "ddim"])
+def test_as_many_steps_as_the_calls_allow(sampler: str, calls: int) -> None:
+    steps = steps_for(sampler, calls)
+    assert calls_of(sampling(sampler=sampler, steps=steps)) <= calls
+    assert calls_of(sampling(sampler=sampler, steps=steps + 1)) > calls
+
+
+def test_prompts_are_not_the_evaluations() -> None:
+    requests, kinds = wanted(2, seed=2)
+    assert kinds == ["pair", "single"] * 2
+    assert len({request.number for request in requests}) == len({request.prompt for request in requests}) == 4
+    assert wanted(5, seed=2)[0][:4] == requests  # more prompts keep the first, and so the references
+    with pytest.raises(Refused, match="--seed 0 is the evaluation's"):
+        wanted(2, seed=0)
+
+
+# --- errors
+
+
+def test_the_error_falls_with_the_steps_and_is_zero_against_itself(trained: Trained, tmp_path: Path) -> None:
+    requests, _ = wanted(2, seed=2)
+    for guidance in (1.0, 3.0):
+        exact = References(trained, tmp_path, 2, steps=64).of(requests, sampling(guidance=guidance))
+        errors = [
+            rms(walk(trained.pipeline, requests, 2, sampling(guidance=guidance, steps=steps)).images, exact)
+            for steps in (4, 8, 16, 32, 64)
+        ]
+        assert errors[:-1] == sorted(errors[:-1], reverse=True)
+        assert errors[0] > 4 * errors[3] > 0
+        assert errors[-1] == 0
+
+
+def test_the_distance_is_a_root_mean_square() -> None:
+    one = torch.zeros(2, 3, 4, 4)
+    other = one.clone()
+    other[0] = 2.0
+    assert rms(one, other) == pytest.approx(2**0.5)
+
+
+def test_a_reference_is_kept_for_exactly_what_it_is_of(trained: Trained, tmp_path: Path) -> None:
+    requests, _ = wanted(4, seed=2)  # two chunks
+
+    def passes(of: References, sampling: SamplingConfig, num: int = 8) -> int:
+        counter = Counter()
+        with counter.watching(of.trained.pipeline.model.denoiser.network):
+            of.of(requests[:num], sampling)
+        return counter.passes
+
+    kept = References(trained, tmp_path, 2, steps=3)
+    assert [passes(kept, sampling(), num) for num in (4, 8, 8)] == [3, 3, 0]
+    assert passes(kept, sampling(sampler="unipc_2", spacing="karras", steps=9)) == 0
+    assert torch.equal(kept.of(requests, sampling()), walk(trained.pipeline, requests, 2, sampling(steps=3)).images)
+    assert passes(kept, sampling(guidance=2.0)) == 6
+    assert passes(References(in_precision(trained, "bf16"), tmp_path, 2, steps=3), sampling()) == 6
+    assert passes(References(trained, tmp_path, 3, steps=3), sampling()) == 6
+
+
+def test_the_verdict_needs_both_parts_of_the_bar() -> None:
+    rows = [command.row(setting("lms"), errors, [0.2, 0.1]) for errors in ([0.2, 0.1], [0.21, 0.01], [0.01, 0.11])]
+    assert [row.split()[-1] for row in rows] == ["met", "missed", "missed"]
+
+
+def test_reference_prints_a_verdict_per_guidance(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    arguments = ("--num", 4, "--reference-steps", 30, "--settings", "unipc_2:uniform", "ddim:uniform")
+    done = script("benchmark", "reference", reference, *arguments, "--out", tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.count("RMS distance of x0") == 2
+    rows = [row.split() for row in done.out.splitlines() if row.startswith("ddim:uniform")]
+    assert len(rows) == 4  # the bar's own and the one asked for, for two guidances
+    assert {row[-1] for row in rows[1::2]} == {"missed"}
+    assert 0 < float(rows[0][1]) < float(rows[1][1])  # 25 calls against 10
+    noisy = script("benchmark", "reference", reference, "--settings", "ddpm", "--out", tmp_path)
+    assert (noisy.code, noisy.err.splitlines()[-1][:12]) == (2, "error: ddpm ")
+
+
+# --- settings
+
+
+def test_a_setting_says_anew_what_the_run_says(trained: Trained) -> None:
+    own = trained.experiment
+    eta = own.model_copy(update={"stage": own.stage.model_copy(update={"sampling": sampling(eta=0.5)})})
+    assert sampling_of(eta, setting("heun:logsnr:-8:6"), 10, guidance=2.0) == sampling(
+        sampler="heun", spacing="logsnr", logsnr_limits=(-8.0, 6.0), steps=5, guidance=2.0
+    )
+    noisy = sampling_of(own, setting("ddim:eta=1"), 6)
+    assert (noisy.eta, noisy.steps, is_deterministic(noisy)) == (1.0, 6, False)
+    assert is_deterministic(sampling_of(own, setting("lms:karras"), 6))
+
+
+@pytest.mark.parametrize("text", ["ddim:uniform:3", "ddim:uniform:a:b", "ddim:eta=much"])
+def test_what_is_no_setting_is_refused(text: str) -> None:
+    with pytest.raises(Refused, match=f"'{text}' is no setting: give sampler"):
+        setting(text)
+
+
+def test_the_default_plan_has_every_sampler_and_every_rule(trained: Trained) -> None:
+    cells = plan(trained.experiment, options_of("samplers", "run"))
+    found = {cell.sampling.sampler for cell in cells if cell.part == "samplers"}
+    assert found == {"ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "plms", "lms"}
+    rules = {cell.sampling.guide.rule.kind for cell in cells if cell.part == "guidance"}
+    assert rules == {"classifier_free", "apg", "cfg_zero_star", "cfg_plus_plus"}
+    assert len({cell.sampling.model_dump_json() for cell in cells if cell.part == "samplers"}) == 11 * 8
+
+
+# --- finished cells are kept
+
+FEW = ("--num", 1, "--no-distances", "--reference-steps", 8, "--samplers", "ddim", "ddpm", "--only", "samplers")
+
+
+def sheets(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(out.glob("samplers-*.json"))]
+
+
+def test_finished_cells_are_not_measured_again(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    def call(*more: object) -> dict[str, Any]:
+        done = script("benchmark", "samplers", reference, *FEW, "--out", tmp_path, *more)
+        assert done.code == 0, done.err
+        assert "solver error; calls, at most" in done.out
+        return sheets(tmp_path)[0]["cells"]
+
+    first = call("--calls", 2)
+    both = call("--calls", 2, 4)
+    assert [len(cells) for cells in (first, both)] == [2, 4]
+    assert first.items() <= both.items()  # with their seconds
+    assert [cell.get("solver_error", 0) > 0 for cell in both.values()] == [True, False, True, False]
+    assert call("--calls", 4) == both
+    script("benchmark", "samplers", reference, *FEW, "--out", tmp_path, "--checkpoint", "step-00000008", "--calls", 2)
+    assert sorted(len(sheet["cells"]) for sheet in sheets(tmp_path)) == [2, 4]  # another checkpoint, another file
+
+
+def test_an_interrupted_call_keeps_what_was_finished(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of("samplers", "run", *FEW, "--calls", 2, 4)
+    cells, drawn = plan(trained.experiment, options), []
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(arguments)
+        return walk(*arguments)
+
+    monkeypatch.setattr(samplers, "walk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        samplers.measure(trained, cells, tmp_path, options)
+    assert len(sheets(tmp_path)[0]["cells"]) == 3
+    monkeypatch.setattr(samplers, "walk", lambda *arguments: drawn.append(arguments) or walk(*arguments))
+    samplers.measure(trained, cells, tmp_path, options)
+    assert len(drawn) == 4
+    assert len(sheets(tmp_path)[0]["cells"]) == 4
+
+
+def test_a_spoilt_sheet_is_left_alone(tmp_path: Path) -> None:
+    path = Sheet(tmp_path, {"run": "a"}).path
+    path.write_text("mine")
+    with pytest.raises(BadData, match="holds no figures"):
+        Sheet(tmp_path, {"run": "a"})
+    assert Sheet(tmp_path, {"run": "b"}).path != path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (("--num", 0), "--num 0: at least 2 prompts of each kind"),
+        (("--num", 0, "--no-distances"), "--num 0: at least 1 prompts of each kind"),
+        (("--seed", 0), "--seed 0 is the evaluation's"),
+        (("--samplers", "eular"), "sampler settings: sampler: must be 'ddim'"),
+        (("--page", "no/such.md"), "--page no/such.md cannot be read as text"),
+    ],
+)
+def test_mistakes_are_told_with_their_remedy(
+    script: Scripts, reference: Path, tmp_path: Path, arguments: tuple[object, ...], answer: str
+) -> None:
+    done = script("benchmark", "samplers", reference, *arguments, "--out", tmp_path / "out")
+    assert (done.code, done.out) == (2, "")
+    assert answer in done.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+# --- tables and plots
+
+
+def cells_and_figures() -> tuple[list[Cell], list[dict[str, Any]]]:
+    share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    places = [("ddim", 5, 0.25), ("ddim", 10, 0.125), ("ddpm", 5, None)]
+    cells = [Cell("samplers", name, at, sampling(steps=at)) for name, at, _ in places]
+    shared = {"n": 4, "seconds": 2.0, "evaluations": 9, "calls": 7, "accuracy": {"pair": share, "single": share}}
+    return cells, [{**shared, **({"solver_error": error} if error else {})} for _, _, error in places]
+
+
+def test_a_table_has_a_row_per_series_and_a_column_per_place() -> None:
+    pairs = list(zip(*cells_and_figures(), strict=True))
+    text = tables.table(pairs, "error", lambda figures: str(figures.get("solver_error", "")))
+    assert text.splitlines() == ["| error | 5 | 10 |", "|---|---|---|", "| ddim | 0.25 | 0.125 |"]
+
+
+def test_a_page_is_renewed_between_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    marks = [mark for part in tables.PARTS for mark in tables._marks(part)]
+    path.write_text("before\n{}\nold\n{}\nbetween\n{}\nolder\n{}\nafter\n".format(*marks))
+    for text in ("new", "newest"):
+        tables.renew(path, {"samplers": text})
+    assert path.read_text() == "before\n{}\n\nnewest\n\n{}\nbetween\n{}\nolder\n{}\nafter\n".format(*marks)
+    path.write_text(marks[0])
+    with pytest.raises(Refused, match="has no place for samplers: add the lines"):
+        tables.read_page(path)
+
+
+def test_the_page_of_the_project_has_room_for_both_parts() -> None:
+    tables.read_page(Path(__file__).resolve().parents[2] / "docs" / "samplers.md")
+
+
+def test_plots_are_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (path,) = plots.draw(*cells_and_figures(), tmp_path)
+    assert (path.name, path.read_bytes()[:4]) == ("samplers.png", b"\x89PNG")
+
+
+# --- speed
+
+
+def test_sides_take_turns_in_changing_order() -> None:
+    calls: list[str] = []
+    seconds = alternating({"a": lambda: calls.append("a"), "b": lambda: time.sleep(0.01)}, 3, "test")
+    assert (len(calls), len(seconds["a"]), len(seconds["b"])) == (4, 3, 3)
+    order: list[str] = []
+    alternating({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, "test")
+    assert "".join(order) in ("abbaab", "baabba")
+
+
+class Slow:
+    """Pixels whose decoding takes its time."""
+
+    channels, factor = Pixels.channels, Pixels.factor
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return Pixels().posterior(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        time.sleep(0.3)
+        return latents
+
+
+def test_overhead_is_what_the_network_does_not_take(trained: Trained) -> None:
+    slow = replace(trained.pipeline, codec=Slow())
+    share, per_step, apart = overhead.measure(slow, sampling(), repeats=3)
+    assert 0.3 / 4 < per_step < 0.6 / 4
+    assert min(share, apart) > 0.5
+    network = trained.pipeline.model.denoiser.network
+    slow_network(network)
+    try:
+        share, _, _ = overhead.measure(trained.pipeline, sampling(), repeats=3)
+    finally:
+        del network.forward
+    assert share < 0.2
+
+
+def slow_network(network: torch.nn.Module) -> None:
+    honest = network.forward
+
+    def forward(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return honest(*arguments)
+
+    network.forward = forward  # type: ignore[method-assign]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_diffusers_draws_the_same_pictures(trained: Trained, sampler: str, guidance: float) -> None:
+    same = sampling(sampler=sampler, steps=20, spacing="trailing", guidance=guidance)
+    assert against_diffusers.distance(trained.pipeline, same) < 1e-4
+    other = same.model_copy(update={"spacing": "karras"})  # what theirs does not walk along
+    assert against_diffusers.distance(trained.pipeline, other) > 1e-3
+
+
+def test_a_schedule_that_diffusers_does_not_know(trained: Trained) -> None:
+    from diffusion.parameterization import Edm
+
+    denoiser = SimpleNamespace(parameterization=Edm(), schedule=None)
+    model = SimpleNamespace(denoiser=denoiser)
+    with pytest.raises(Refused, match="know no parameterization edm"):
+        against_diffusers.Theirs(Pipeline(model, Pixels(), 8, trained.pipeline.runtime), sampling())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def slow_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Shapes.sample
+
+    def sample(self: Shapes, seed: int, slot: int) -> Any:
+        time.sleep(0.05)
+        return honest(self, seed, slot)
+
+    monkeypatch.setattr(Shapes, "sample", sample)
+
+
+@pytest.mark.usefixtures("slow_data")
+def test_slow_data_shows_in_the_speed_of_training_and_in_its_parts(tmp_path: Path) -> None:
+    quiet = ["train.log_every=1", "train.preview_every=0", "train.checkpoint_every=100", "evaluate.every_steps=0"]
+    experiment = assemble.complete(assemble.load(TINY, quiet))
+    speeds, shares = training.measure(experiment, tmp_path, steps=2, repeats=1)
+    assert [len(turns) for turns in speeds.values()] == [1, 1]
+    assert max(speeds["loader"]) < 6 / 0.3 < min(speeds["kept"])  # batches of 6
+    assert shares["data"] > max(shares[part] for part in ("forward", "backward", "optimizer"))
+    assert min(shares.values()) > 0
+    assert sum(shares.values()) == pytest.approx(1)
