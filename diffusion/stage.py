@@ -5,9 +5,11 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Literal
 
 import torch
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from diffusion import effective_weight
 from diffusion.denoiser import Denoiser, per_image
 from diffusion.loss import LossConfig, add_noise, level_of, square_error
 from diffusion.parameterization import AnyParameterization, Eps, V
@@ -158,6 +160,16 @@ class DiffusionStage:
     def findings(self) -> Mapping[str, float]:
         """Give the signal left at t = 1 and the share of empty captions."""
         return {"alpha_at_1": terminal_signal(self.config.schedule), "caption_drop": self.config.caption_drop}
+
+    def charts(self) -> Mapping[str, Image.Image]:
+        """Draw what the loss weighs at which noise level, where matplotlib is installed."""
+        config = self.config
+        try:
+            picture = effective_weight.chart(config.schedule, config.parameterization, config.loss.weight, config.times)
+        except ModuleNotFoundError as error:
+            log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
+            return {}
+        return {"effective_weight": picture}
 
     def _latents(self, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -12,6 +12,7 @@ A fault is one of the functions below with its arguments; it changes the child a
 """
 
 import gc
+import importlib.util
 import json
 import os
 import resource
@@ -184,6 +185,9 @@ def serve(orders: Iterator[str]) -> None:
     """Fork a child per order and answer with how it ended; import what is heavy, but compute nothing, before."""
     import torch.utils.tensorboard  # noqa: F401
 
+    if importlib.util.find_spec("matplotlib"):
+        import matplotlib.backends.backend_agg  # noqa: F401
+
     from lab.text.clip import _tokenizer
     from scripts import assemble, evaluate, gallery, measure, sample, train  # noqa: F401
 
@@ -206,8 +210,6 @@ def serve(orders: Iterator[str]) -> None:
 
 def play(order: dict[str, Any]) -> None:
     """Be the script, to the end of this process."""
-    import importlib
-
     from scripts import entry
 
     if order["fault"]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
 from lab.data.loader import Batch
@@ -32,4 +33,8 @@ class Stage(Protocol):
 
     def findings(self) -> Mapping[str, float]:
         """Give what is worth knowing of this stage before a step is made, such as the signal left at t = 1."""
+        ...
+
+    def charts(self) -> Mapping[str, Image.Image]:
+        """Draw what is worth seeing of this stage before a step is made, by name."""
         ...

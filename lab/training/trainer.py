@@ -153,6 +153,9 @@ class Trainer:
         self._status("running")
         try:
             with Stopper().listening() as stopper:
+                if self.step == 0:
+                    for name, picture in self.stage.charts().items():
+                        self.rundir.save_picture(0, name, picture)
                 self._loop(stopper)
         except BaseException as error:
             self._status("failed", f"{type(error).__name__}: {error}")

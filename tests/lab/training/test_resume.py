@@ -39,7 +39,7 @@ def test_a_run_saves_logs_and_finishes(reference: Path) -> None:
         "MANIFEST.json",
     }
     assert [(line["step"], line["seen"]) for line in measured(reference)] == [(3, 18), (6, 36), (9, 54)]
-    assert sorted(path.name for path in (reference / "previews").iterdir()) == [
+    assert sorted(path.name for path in (reference / "previews").glob("samples-*")) == [
         "samples-00000005.png",
         "samples-00000009.png",
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -65,6 +66,9 @@ class Line:
     def findings(self) -> Mapping[str, float]:
         return {}
 
+    def charts(self) -> Mapping[str, Image.Image]:
+        return {"line": Image.new("RGB", (4, 4))}
+
 
 def trainer(path: Path, stage: Line | None = None, evaluators: Sequence[Evaluator] = (), **settings: object) -> Trainer:
     """A trainer in a run directory, made or opened."""
@@ -75,6 +79,10 @@ def trainer(path: Path, stage: Line | None = None, evaluators: Sequence[Evaluato
     rundir = RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, Config())
     runtime = Runtime(torch.device("cpu"))
     return Trainer(stage or Line(), Loader(Points(), seed=1), runtime, rundir, config, evaluators=evaluators)
+
+
+def previews(made: Trainer) -> list[str]:
+    return sorted(path.name for path in (made.rundir.path / "previews").iterdir())
 
 
 def weights(made: Trainer, player: str = "model") -> Tensor:
@@ -148,10 +156,14 @@ def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_pa
     assert torch.equal(weights(made), weights(plain))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [line["step"] for line in made.rundir.metrics() if "accuracy/drawn" in line] == [2, 4, 6]
-    assert sorted(path.name for path in (tmp_path / "run" / "previews").iterdir()) == [
-        "samples-00000004.png",
-        "samples-00000006.png",
-    ]
+    assert previews(made) == ["line-00000000.png", "samples-00000004.png", "samples-00000006.png"]
+
+
+def test_charts_are_drawn_when_a_run_begins_and_not_when_it_goes_on(tmp_path: Path) -> None:
+    made = finish(trainer(tmp_path / "run", steps=2))
+    assert previews(made) == ["line-00000000.png"]
+    (tmp_path / "run" / "previews" / "line-00000000.png").unlink()
+    assert previews(finish(trainer(tmp_path / "run", steps=4))) == []
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
