@@ -2,8 +2,10 @@
 
 A loss averages over what is drawn, so a level of log-SNR lambda counts p(lambda) w(lambda): the density of the samples
 there times the weight. Schedule, times and weight only matter through this product (and the density alone through how
-noisy the gradient is), so two configurations with the same product train for the same thing. On the error of x0 the
-product is p w; on the error of the network's own target, which is that of x0 over out^2, it is p w out^2.
+noisy the gradient is), so two configurations with the same product train for the same thing. On the
+error of x0 the product is p w; on the error of the network's own target, which is that of x0 over out^2, it is p w
+out^2. Times that learn where to lie (``loss_second_moment``) change density and weight against each other, and are
+shown as they begin.
 
 How to read the picture that a run saves at its start, where noise is on the left and data on the right:
 
@@ -127,5 +129,9 @@ def named(config: Config) -> str:
     """Name a configuration by its kind and by what is not as usual: "cosine (shift 1.4)"."""
     fields = type(config).model_fields
     values = {name: getattr(config, name) for name in fields}
-    changed = [f"{name} {value}" for name, value in values.items() if value != fields[name].default]
+    changed = [
+        f"{name} {named(value) if isinstance(value, Config) else value}"
+        for name, value in values.items()
+        if value != fields[name].default
+    ]
     return f"{values['kind']} ({', '.join(changed)})" if changed else str(values["kind"])

@@ -66,7 +66,7 @@ def nan_at(nth: int) -> None:
 
 
 def forget(part: str) -> None:
-    """Let a resume forget a part of the state: "optim", "ema", "step" or "meter"."""
+    """Let a resume forget a part of the state: "optim", "ema", "step", "meter" or "memory"."""
     from lab.training import checkpoint, snapshot
     from lab.training.trainer import Trainer
 
@@ -81,8 +81,11 @@ def forget(part: str) -> None:
         )
         load_state(self, checkpoint.Snapshot(saved.tensors, state))
 
-    def partial(tensors: Any, players: Any, optimizers: Any, averages: Any) -> None:
-        restore(tensors, players, optimizers, averages)
+    def partial(tensors: Any, players: Any, optimizers: Any, averages: Any, memory: Any) -> None:
+        restore(tensors, players, optimizers, averages, memory)
+        if part == "memory":
+            for tensor in memory.values():
+                tensor.zero_()
         if part == "optim":
             for optimizer in (optimizer for player in optimizers.values() for optimizer in player):
                 optimizer.state.clear()

@@ -15,15 +15,27 @@ class Stage(Protocol):
     Attributes:
         players: the modules that are trained, updated in this order in each step; "model" is averaged (EMA) and sampled
             from.
+        memory: what it learns of its own training, often nothing: tensors that ``after_step`` alone changes, in place,
+            and that are saved with the players.
     """
 
     players: MutableMapping[str, nn.Module]
+    memory: Mapping[str, Tensor]
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give one loss per sample (b,) for a player, and per-sample metrics (b,) to be averaged.
 
         Everything random is a function of the batch's slots, and a sample's loss does not depend on the others in the
         batch.
+        """
+        ...
+
+    def after_step(self, samples: Mapping[str, Tensor]) -> None:
+        """Take note of a step that was made.
+
+        Args:
+            samples: the losses and metrics of all its samples (batch,), in the order of the slots: of the model by
+                their own names, of the player P as "P/...".
         """
         ...
 

@@ -13,7 +13,7 @@ from diffusion.parameterization import X0, AnyParameterization, Edm, Eps, V, Vel
 from diffusion.schedule import AnySchedule, Cosine, Flow, Karras, Linear, LogLinear
 from diffusion.stage import DiffusionConfig, DiffusionStage
 from diffusion.text_to_image import TextToImage
-from diffusion.times import AnyTimes, LogitNormalTimes, LogNormalTimes, UniformTimes
+from diffusion.times import AnyTimes, LogitNormalTimes, LogNormalTimes, LossSecondMomentTimes, UniformTimes
 from diffusion.weight import AnyWeight, EdmWeight, MinSnr, SigmoidWeight, TargetWeight
 from lab.runtime import Runtime
 from vae.codec import Pixels
@@ -86,6 +86,8 @@ def test_names_tell_the_kind_and_what_is_not_as_usual() -> None:
     assert named(Cosine()) == "cosine"
     assert named(Cosine(shift=2.0, zero_terminal=True)) == "cosine (shift 2.0, zero_terminal True)"
     assert named(LogitNormalTimes(std=0.5)) == "logit_normal (std 0.5)"
+    learning = LossSecondMomentTimes(base=LogitNormalTimes(std=0.5), bins=8)
+    assert named(learning) == "loss_second_moment (base logit_normal (std 0.5), bins 8)"
 
 
 @pytest.fixture

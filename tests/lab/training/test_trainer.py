@@ -46,6 +46,8 @@ class Line:
         if critic:
             self.players["critic"] = nn.Linear(3, 1)
         self.spoilt_slot = spoilt_slot
+        self.memory: Mapping[str, Tensor] = {"slots": torch.zeros(6, dtype=torch.int64)}
+        self.steps: list[Mapping[str, Tensor]] = []
         self.order: list[str] = []
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -57,6 +59,10 @@ class Line:
         if self.spoilt_slot in batch.slots:
             losses = losses * math.inf
         return losses, {"slot": torch.tensor([float(slot) for slot in batch.slots])}
+
+    def after_step(self, samples: Mapping[str, Tensor]) -> None:
+        self.steps.append(samples)
+        self.memory["slots"].add_(samples["slot"][-6:].long())
 
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         torch.randn(5)  # a preview may draw random numbers
@@ -138,6 +144,31 @@ def test_players_are_updated_in_turn_and_only_the_model_is_averaged(tmp_path: Pa
     names = checkpoint.load(newest).tensors
     assert sorted(names["model"]) == ["critic.bias", "critic.weight", "model.bias", "model.weight"]
     assert {"model.weight.exp_avg", "critic.bias.exp_avg_sq"} <= names["optim"].keys()
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_the_stage_hears_of_each_step_once_with_all_its_samples_in_order(tmp_path: Path, micro_batch: int) -> None:
+    stage = Line(critic=True)
+    finish(trainer(tmp_path / "run", stage, steps=3, micro_batch=micro_batch))
+    for step, samples in enumerate(stage.steps):
+        assert list(samples) == ["loss", "slot", "critic/loss", "critic/slot"]
+        assert samples["slot"].tolist() == samples["critic/slot"].tolist() == list(range(8 * step, 8 * step + 8))
+        assert {values.shape for values in samples.values()} == {(8,)}
+        assert not any(values.requires_grad for values in samples.values())
+    assert len(stage.steps) == 3
+    line = Line(critic=True).players["model"]  # as it was at the first step
+    points = Loader(Points(), seed=1).batch(range(8)).images.flatten(1)
+    torch.testing.assert_close(stage.steps[0]["loss"], (line(points)[:, 0] - points.mean(dim=1)).square().detach())
+
+
+def test_what_a_stage_remembers_is_saved_and_restored(tmp_path: Path) -> None:
+    whole = finish(trainer(tmp_path / "whole"))
+    finish(trainer(tmp_path / "cut", steps=2))
+    assert torch.equal(finish(trainer(tmp_path / "cut")).stage.memory["slots"], whole.stage.memory["slots"])
+    newest = checkpoint.latest(whole.rundir.checkpoints)
+    assert newest is not None
+    assert torch.equal(checkpoint.load(newest).tensors["memory"]["slots"], whole.stage.memory["slots"])
+    assert whole.stage.memory["slots"][0] == sum(8 * step + 2 for step in range(6))
 
 
 class Curious:
@@ -240,6 +271,9 @@ def test_a_state_is_taken_over_whole_or_not_at_all(tmp_path: Path) -> None:
         without_average = {stem: tensors for stem, tensors in saved.tensors.items() if not stem.startswith("ema")}
         with pytest.raises(Refused, match=r"ema_0\.050"):
             fresh.load_state(checkpoint.Snapshot(without_average, saved.state))
+        for memory in ({}, {"slots": torch.zeros(1).long()}, {**saved.tensors["memory"], "more": torch.zeros(1)}):
+            with pytest.raises(Refused, match="the stage remembers"):
+                fresh.load_state(checkpoint.Snapshot({**saved.tensors, "memory": memory}, saved.state))
         left_over = {**saved.tensors, "optim": {**saved.tensors["optim"], "model.more.exp_avg": torch.zeros(1)}}
         with pytest.raises(Refused, match=r"model\.more\.exp_avg belongs to nothing"):
             fresh.load_state(checkpoint.Snapshot(left_over, saved.state))
