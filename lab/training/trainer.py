@@ -6,7 +6,7 @@ A step takes ``batch`` samples from slot ``seen`` on, in micro-batches of any si
     clip, check that it is finite, the optimizers at their rates of this step, then the averages
 
 Data, noise and rates are functions of the slot and the step, so the state between steps is the weights, the averages,
-the optimizers' moments and one number: running the same command again goes on bit for bit.
+the optimizers' moments, what the stage remembers and one number: running the same command again goes on bit for bit.
 """
 
 import logging
@@ -153,6 +153,9 @@ class Trainer:
         self._status("running")
         try:
             with Stopper().listening() as stopper:
+                if self.step == 0:
+                    for name, picture in self.stage.charts().items():
+                        self.rundir.save_picture(0, name, picture)
                 self._loop(stopper)
         except BaseException as error:
             self._status("failed", f"{type(error).__name__}: {error}")
@@ -165,7 +168,7 @@ class Trainer:
 
     def state(self) -> checkpoint.Snapshot:
         """Give the whole state at a step boundary."""
-        tensors = snapshot.take(self.stage.players, self.optimizers, self.averages)
+        tensors = snapshot.take(self.stage.players, self.optimizers, self.averages, self.stage.memory)
         state = {"step": self.step, "seen": self.seen, "batch": self.config.batch, "seconds": self.seconds}
         return checkpoint.Snapshot(tensors, {**state, "meter": self._meter.state()})
 
@@ -180,7 +183,7 @@ class Trainer:
                 f"train.batch={self.config.batch}, but the checkpoint was trained with {saved.state['batch']}: "
                 "keep the batch (train.micro_batch is free), or start another run"
             )
-        snapshot.restore(saved.tensors, self.stage.players, self.optimizers, self.averages)
+        snapshot.restore(saved.tensors, self.stage.players, self.optimizers, self.averages, self.stage.memory)
         self.step, self.seconds = int(saved.state["step"]), float(saved.state["seconds"])
         self._meter = Meter(saved.state["meter"])
 
@@ -193,9 +196,13 @@ class Trainer:
             while not last and self.step < config.steps:
                 with meter.waiting():
                     window = [self._receive(next(batches)) for _ in config.windows()]
+                samples: dict[str, Tensor] = {}
                 for name in self.stage.players:
-                    meter.add(self._update(name, window))
+                    said, means = self._update(name, window)
+                    samples |= said
+                    meter.add(means)
                 self.step += 1
+                self.stage.after_step(samples)  # with several processes, gathered from all of them
                 for average in self.averages:
                     average.update(self.stage.players["model"], self.step)
                 bar.update()
@@ -215,12 +222,12 @@ class Trainer:
     def _receive(self, batch: Batch) -> Batch:
         return batch.with_images(self.runtime.batch(batch.images))
 
-    def _update(self, name: str, window: Sequence[Batch]) -> dict[str, Tensor]:
-        """Make one optimizer step of one player; give sums over the step's samples, divided by the batch."""
+    def _update(self, name: str, window: Sequence[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Make one optimizer step of one player; give what each of its samples said (batch,), and figures of all."""
         player, optimizers, config = self.stage.players[name], self.optimizers[name], self.config
         player.train()
         player.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.runtime.device))
+        parts: dict[str, list[Tensor]] = defaultdict(list)
         prefix = "" if name == "model" else f"{name}/"
         for batch in window:
             seed_torch(batch.seed, f"dropout/{name}", batch.slots[0])
@@ -228,16 +235,18 @@ class Trainer:
                 losses, metrics = self.stage.loss(name, batch)
             (losses.sum() / config.batch).backward()
             for metric, values in {"loss": losses, **metrics}.items():
-                sums[prefix + metric] += values.detach().sum() / config.batch
+                parts[prefix + metric].append(values.detach())
+        samples = {metric: torch.cat(values) for metric, values in parts.items()}
+        means = {metric: values.sum() / config.batch for metric, values in samples.items()}
         norm = clip(player.parameters(), config.optimizer.clip)
-        if not (torch.isfinite(norm) and torch.isfinite(sums[prefix + "loss"])):
+        if not (torch.isfinite(norm) and torch.isfinite(means[prefix + "loss"])):
             self._report_non_finite(name, window)
         factor = config.optimizer.factor_at(self.step, config.steps)
         set_rates(optimizers, factor)
         for optimizer in optimizers:
             optimizer.step()
-        return {
-            **sums,
+        return samples, {
+            **means,
             prefix + "gradient_norm": norm,
             prefix + "learning_rate": torch.tensor(factor * config.optimizer.rate),
         }

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lab.config import load
+from lab.images import read_image
 from lab.rundir import RunDir
 from lab.training import checkpoint
 from scripts.assemble import DiffusionExperiment
@@ -37,6 +38,16 @@ def test_a_tiny_model_learns(script: Scripts, tmp_path: Path) -> None:
     assert done.code == 0
     losses = [line["train/loss"] for line in RunDir.view(tmp_path / "run").metrics()]
     assert losses[-1] < 0.6  # at birth, when the network says nothing, it is 0.83
+
+
+def test_a_run_begins_with_the_picture_of_what_its_loss_weighs(reference: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert read_image(reference / "previews" / "effective_weight-00000000.png").shape == (3, 704, 880)
+    board = EventAccumulator(str(reference / "tb"))
+    board.Reload()
+    assert [event.step for event in board.Images("effective_weight")] == [0]
 
 
 @pytest.mark.parametrize(

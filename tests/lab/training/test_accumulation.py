@@ -17,7 +17,7 @@ from lab.runtime import Runtime
 from lab.training.optimizer import OptimizerConfig
 from lab.training.trainer import TrainConfig, Trainer
 from scripts import assemble
-from tests.faults import ROOT
+from tests.faults import ROOT, TINY
 
 BATCH = 8
 CPU = Runtime(torch.device("cpu"))
@@ -98,6 +98,25 @@ def test_every_division_of_a_step_gives_the_same_gradient(gradient: Gradient, do
 
 def test_the_mean_of_means_would_be_seen(gradient: Gradient) -> None:
     assert distance(gradient(3, kind=MeanOfMeans), gradient(8)) > 1e-2
+
+
+def test_times_that_learn_where_to_lie_are_the_same_for_every_division(tmp_path: Path) -> None:
+    """The table of times changes between steps only: in float64 whole runs agree, with what they remember."""
+    learning = ("stage.times.kind=loss_second_moment", "stage.times.bins=2", "stage.times.history=2")
+    experiment = assemble.complete(assemble.load(TINY, (*OVERRIDES, *learning)))
+    ends = []
+    for micro_batch in (6, 4, 1):
+        stage = assemble.stage(experiment, CPU)
+        stage.players["model"].double()
+        config = TrainConfig(steps=4, batch=6, micro_batch=micro_batch, preview_every=0, checkpoint_every=9)
+        with RunDir.create(tmp_path / str(micro_batch), experiment) as rundir:
+            assert Trainer(stage, InDouble(Shapes(experiment.data), seed=3), CPU, rundir, config).fit() == 0
+        assert stage.table is not None
+        assert (stage.table.rates() != 1).all()
+        weights = torch.cat([parameter.detach().flatten() for parameter in stage.players["model"].parameters()])
+        ends.append((weights, stage.memory["losses"], stage.memory["counts"]))
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-9, atol=1e-9)
 
 
 def test_all_of_the_model_takes_part(gradient: Gradient) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -45,6 +46,8 @@ class Line:
         if critic:
             self.players["critic"] = nn.Linear(3, 1)
         self.spoilt_slot = spoilt_slot
+        self.memory: Mapping[str, Tensor] = {"slots": torch.zeros(6, dtype=torch.int64)}
+        self.steps: list[Mapping[str, Tensor]] = []
         self.order: list[str] = []
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -57,6 +60,10 @@ class Line:
             losses = losses * math.inf
         return losses, {"slot": torch.tensor([float(slot) for slot in batch.slots])}
 
+    def after_step(self, samples: Mapping[str, Tensor]) -> None:
+        self.steps.append(samples)
+        self.memory["slots"].add_(samples["slot"][-6:].long())
+
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         torch.randn(5)  # a preview may draw random numbers
         assert not model.training
@@ -64,6 +71,9 @@ class Line:
 
     def findings(self) -> Mapping[str, float]:
         return {}
+
+    def charts(self) -> Mapping[str, Image.Image]:
+        return {"line": Image.new("RGB", (4, 4))}
 
 
 def trainer(path: Path, stage: Line | None = None, evaluators: Sequence[Evaluator] = (), **settings: object) -> Trainer:
@@ -75,6 +85,10 @@ def trainer(path: Path, stage: Line | None = None, evaluators: Sequence[Evaluato
     rundir = RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, Config())
     runtime = Runtime(torch.device("cpu"))
     return Trainer(stage or Line(), Loader(Points(), seed=1), runtime, rundir, config, evaluators=evaluators)
+
+
+def previews(made: Trainer) -> list[str]:
+    return sorted(path.name for path in (made.rundir.path / "previews").iterdir())
 
 
 def weights(made: Trainer, player: str = "model") -> Tensor:
@@ -132,6 +146,31 @@ def test_players_are_updated_in_turn_and_only_the_model_is_averaged(tmp_path: Pa
     assert {"model.weight.exp_avg", "critic.bias.exp_avg_sq"} <= names["optim"].keys()
 
 
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_the_stage_hears_of_each_step_once_with_all_its_samples_in_order(tmp_path: Path, micro_batch: int) -> None:
+    stage = Line(critic=True)
+    finish(trainer(tmp_path / "run", stage, steps=3, micro_batch=micro_batch))
+    for step, samples in enumerate(stage.steps):
+        assert list(samples) == ["loss", "slot", "critic/loss", "critic/slot"]
+        assert samples["slot"].tolist() == samples["critic/slot"].tolist() == list(range(8 * step, 8 * step + 8))
+        assert {values.shape for values in samples.values()} == {(8,)}
+        assert not any(values.requires_grad for values in samples.values())
+    assert len(stage.steps) == 3
+    line = Line(critic=True).players["model"]  # as it was at the first step
+    points = Loader(Points(), seed=1).batch(range(8)).images.flatten(1)
+    torch.testing.assert_close(stage.steps[0]["loss"], (line(points)[:, 0] - points.mean(dim=1)).square().detach())
+
+
+def test_what_a_stage_remembers_is_saved_and_restored(tmp_path: Path) -> None:
+    whole = finish(trainer(tmp_path / "whole"))
+    finish(trainer(tmp_path / "cut", steps=2))
+    assert torch.equal(finish(trainer(tmp_path / "cut")).stage.memory["slots"], whole.stage.memory["slots"])
+    newest = checkpoint.latest(whole.rundir.checkpoints)
+    assert newest is not None
+    assert torch.equal(checkpoint.load(newest).tensors["memory"]["slots"], whole.stage.memory["slots"])
+    assert whole.stage.memory["slots"][0] == sum(8 * step + 2 for step in range(6))
+
+
 class Curious:
     """An evaluator that draws random numbers."""
 
@@ -148,10 +187,14 @@ def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_pa
     assert torch.equal(weights(made), weights(plain))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [line["step"] for line in made.rundir.metrics() if "accuracy/drawn" in line] == [2, 4, 6]
-    assert sorted(path.name for path in (tmp_path / "run" / "previews").iterdir()) == [
-        "samples-00000004.png",
-        "samples-00000006.png",
-    ]
+    assert previews(made) == ["line-00000000.png", "samples-00000004.png", "samples-00000006.png"]
+
+
+def test_charts_are_drawn_when_a_run_begins_and_not_when_it_goes_on(tmp_path: Path) -> None:
+    made = finish(trainer(tmp_path / "run", steps=2))
+    assert previews(made) == ["line-00000000.png"]
+    (tmp_path / "run" / "previews" / "line-00000000.png").unlink()
+    assert previews(finish(trainer(tmp_path / "run", steps=4))) == []
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
@@ -228,6 +271,9 @@ def test_a_state_is_taken_over_whole_or_not_at_all(tmp_path: Path) -> None:
         without_average = {stem: tensors for stem, tensors in saved.tensors.items() if not stem.startswith("ema")}
         with pytest.raises(Refused, match=r"ema_0\.050"):
             fresh.load_state(checkpoint.Snapshot(without_average, saved.state))
+        for memory in ({}, {"slots": torch.zeros(1).long()}, {**saved.tensors["memory"], "more": torch.zeros(1)}):
+            with pytest.raises(Refused, match="the stage remembers"):
+                fresh.load_state(checkpoint.Snapshot({**saved.tensors, "memory": memory}, saved.state))
         left_over = {**saved.tensors, "optim": {**saved.tensors["optim"], "model.more.exp_avg": torch.zeros(1)}}
         with pytest.raises(Refused, match=r"model\.more\.exp_avg belongs to nothing"):
             fresh.load_state(checkpoint.Snapshot(left_over, saved.state))
