@@ -29,7 +29,7 @@ def benchmark(options: argparse.Namespace) -> int:
     if options.num < least:
         raise Refused(f"--num {options.num}: at least {least} prompts of each kind, or 1 with --no-distances")
     if options.page:
-        tables.read_page(options.page)  # a page without room is told now, not in half an hour
+        tables.read_page(options.page, tables.PARTS)  # a page without room is told now, not in half an hour
     trained = in_precision(assemble.trained(options.run, options.checkpoint), options.precision)
     cells = plan(trained.experiment, options)
     folder = options.out or options.run / "benchmark"

@@ -7,7 +7,7 @@ A page holds a pair of comments for each part, and what stands between them is r
     <!-- end of benchmark: samplers -->
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,17 @@ def table(pairs: Sequence[tuple[Cell, Figures]], title: str, show: Show) -> str:
     return "\n".join(rows)
 
 
-def read_page(path: Path) -> str:
+def read_page(path: Path, parts: Iterable[str]) -> str:
     """Read a page whose tables are to be renewed.
 
     Raises:
-        Refused: it cannot be read, or has no place for them.
+        Refused: it cannot be read, or has no place for one of the parts.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"--page {path} cannot be read as text: {error}") from None
-    for part in PARTS:
+    for part in parts:
         begin, end = _marks(part)
         if not 0 <= text.find(begin) < text.find(end):
             raise Refused(f"--page {path} has no place for {part}: add the lines {begin} and {end}")
@@ -66,7 +66,7 @@ def renew(path: Path, texts: Mapping[str, str]) -> None:
     Raises:
         Refused: as in ``read_page``.
     """
-    page = read_page(path)
+    page = read_page(path, texts)
     for part, text in texts.items():
         begin, end = _marks(part)
         before, _, rest = page.partition(begin)

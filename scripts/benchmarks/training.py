@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -57,6 +58,7 @@ class Clocked:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.players: MutableMapping[str, nn.Module] = stage.players
+        self.memory = stage.memory
         self.seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
         self._since = 0.0
 
@@ -67,6 +69,10 @@ class Clocked:
         self._note("forward")
         return result
 
+    def after_step(self, samples: Mapping[str, Tensor]) -> None:
+        """Let the stage take note of a step."""
+        self.stage.after_step(samples)
+
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         """Draw the stage's preview."""
         return self.stage.preview(model, captions)
@@ -74,6 +80,10 @@ class Clocked:
     def findings(self) -> Mapping[str, float]:
         """Give the stage's findings."""
         return self.stage.findings()
+
+    def charts(self) -> Mapping[str, Image.Image]:
+        """Draw the stage's charts."""
+        return self.stage.charts()
 
     def watch(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Time the steps of these optimizers, which follow each other."""

@@ -115,13 +115,22 @@ def wanted(num: int, seed: int) -> tuple[list[Request], list[str]]:
     Raises:
         Refused: the evaluation's seed, or no prompt.
     """
-    if seed == measure.PROMPT_SEED:
-        raise Refused(f"--seed {seed} is the evaluation's, whose prompts must not choose settings: take another")
+    refuse_judges_seed(seed)
     if num < 1:
         raise Refused(f"--num {num}: at least 1 prompt per kind")
     lists = [prompts(kind, num, seed) for kind in KINDS]
     texts = [text for row in zip(*lists, strict=True) for text in row]
     return [Request(text, number) for number, text in enumerate(texts)], list(KINDS) * num
+
+
+def refuse_judges_seed(seed: int) -> None:
+    """Refuse the seed of the prompts that judge a model: settings must not be chosen on them.
+
+    Raises:
+        Refused: it is the evaluation's.
+    """
+    if seed == measure.PROMPT_SEED:
+        raise Refused(f"--seed {seed} is the evaluation's, whose prompts must not choose settings: take another")
 
 
 def in_precision(trained: Trained, precision: Precision | None) -> Trained:

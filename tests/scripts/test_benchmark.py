@@ -18,7 +18,7 @@ from lab.data.shapes import Shapes
 from lab.errors import BadData, Refused
 from scripts import assemble, benchmark
 from scripts.assemble import Trained
-from scripts.benchmarks import against_diffusers, overhead, plots, samplers, tables, training
+from scripts.benchmarks import against_diffusers, combinations, overhead, plots, samplers, tables, training
 from scripts.benchmarks import reference as command
 from scripts.benchmarks.cells import Cell, plan
 from scripts.benchmarks.figures import Sheet
@@ -281,17 +281,50 @@ def test_a_page_is_renewed_between_its_marks(tmp_path: Path) -> None:
     assert path.read_text() == "before\n{}\n\nnewest\n\n{}\nbetween\n{}\nolder\n{}\nafter\n".format(*marks)
     path.write_text(marks[0])
     with pytest.raises(Refused, match="has no place for samplers: add the lines"):
-        tables.read_page(path)
+        tables.read_page(path, tables.PARTS)
 
 
-def test_the_page_of_the_project_has_room_for_both_parts() -> None:
-    tables.read_page(Path(__file__).resolve().parents[2] / "docs" / "samplers.md")
+def test_the_page_of_the_project_has_room_for_all_parts() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "samplers.md"
+    tables.read_page(page, (*tables.PARTS, combinations.PART))
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (path,) = plots.draw(*cells_and_figures(), tmp_path)
     assert (path.name, path.read_bytes()[:4]) == ("samplers.png", b"\x89PNG")
+
+
+# --- combinations
+
+
+def test_every_combination_is_trained_drawn_and_laid_out_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "runs"
+    page.write_text("<!-- benchmark: combinations -->\n<!-- end of benchmark: combinations -->\n")
+    words = (
+        f"combinations --preset {TINY} --steps 2 --num 3 --at unipc_2:uniform --at-calls 4 --out {out} --page {page}"
+    )
+    benchmark.main(words.split())
+    rows = [row.split(" | ") for row in page.read_text().splitlines() if row.startswith("| ")]
+    assert rows[0][1:4] == ["ddpm:uniform 250", "ddim:uniform 20", "unipc_2:uniform 4"]
+    assert [row[0].removeprefix("| ") for row in rows[1:]] == list(combinations.COMBINATIONS)
+    config = assemble.load(out / "linear_with_zero_terminal-v" / "config.yaml", [])
+    assert (config.stage.schedule.kind, config.stage.parameterization.kind) == ("linear", "v")
+    assert config.data.mixture == {"single": 1.0}
+
+    figures = next((out / "flow-flow" / "benchmark").glob("*.json"))
+    kept = json.loads(figures.read_text())
+    for cell in kept["cells"].values():
+        cell["right"] = 2 if cell["sampling"]["sampler"] == "ddim" else 3
+    figures.write_text(json.dumps(kept))
+    capsys.readouterr()
+    benchmark.main(words.split())  # nothing is trained or drawn again: the figures are those of the file
+    assert (
+        "| flow, flow | 1.00 (0.44 - 1.00) | 0.67 (0.21 - 0.94) | 1.00 (0.44 - 1.00) | 0.333 |"
+        in capsys.readouterr().out
+    )
 
 
 # --- speed
