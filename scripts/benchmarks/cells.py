@@ -15,6 +15,8 @@ QUICK_CALLS, QUICK_SCALES, QUICK_STRENGTHS = (5, 10), (1.0, 3.0), (0.6,)
 # euler and euler_ancestral are left out: they are ddim, with eta 0 and 1.
 SAMPLERS = (
     "ddim:uniform",
+    "unipc_2:tangent",
+    "dpmpp_2m:tangent",
     "heun:uniform",
     "dpmpp_2m:uniform",
     "dpmpp_3m:uniform",

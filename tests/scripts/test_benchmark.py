@@ -177,7 +177,7 @@ def test_the_default_plan_has_every_sampler_and_every_rule(trained: Trained) -> 
     assert found == {"ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "plms", "lms"}
     rules = {cell.sampling.guide.rule.kind for cell in cells if cell.part == "guidance"}
     assert rules == {"classifier_free", "apg", "cfg_zero_star", "cfg_plus_plus"}
-    assert len({cell.sampling.model_dump_json() for cell in cells if cell.part == "samplers"}) == 11 * 8
+    assert len({cell.sampling.model_dump_json() for cell in cells if cell.part == "samplers"}) == 13 * 8
 
 
 # --- finished cells are kept
