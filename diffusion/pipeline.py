@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusion import samplers
 from diffusion.denoiser import Denoise
 from diffusion.guidance import GuidanceConfig, guide
+from diffusion.optimal_variance import OptimalVariance
 from diffusion.samplers import Churn, NoiseLike
 from diffusion.samplers.spacing import LOGSNR_LIMITS
 from diffusion.schedule import Linear, Quadratic, Schedule
@@ -40,7 +41,7 @@ class SamplingConfig(Config):
         guidance: classifier-free scale; 1 is off.
         guide: how the scale is used.
         eta: of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for all of the noise of the reverse SDE.
-        variance: of ddpm: "upper" or "lower".
+        variance: of ddpm: "upper", "lower", or "optimal", which is measured once from a trained run.
         churn: of euler and heun: noise added and removed again, shared out over the steps (EDM's S_churn).
         logsnr_limits: of the spacings karras and logsnr: between which log-SNR they lie before the step to t = 0.
         times: of the spacing given: ``steps`` + 1 of them, from at most 1 down to 0.
@@ -65,7 +66,7 @@ class SamplingConfig(Config):
     guidance: float = 3.0
     guide: GuidanceConfig = GuidanceConfig()
     eta: float = Field(0.0, ge=0, le=1)
-    variance: Literal["upper", "lower"] = "upper"
+    variance: Literal["upper", "lower", "optimal"] = "upper"
     churn: float = Field(0.0, ge=0)
     logsnr_limits: tuple[float, float] = LOGSNR_LIMITS
     times: tuple[float, ...] = ()
@@ -116,13 +117,17 @@ WITHOUT_SETTINGS: dict[str, Sampler] = {
 }
 
 
-def sampler_of(sampling: SamplingConfig, noise: NoiseLike) -> Sampler:
-    """Bind a sampler to its settings and to where its noise comes from."""
+def sampler_of(sampling: SamplingConfig, noise: NoiseLike, variance: OptimalVariance | None = None) -> Sampler:
+    """Bind a sampler to its settings, to where its noise comes from, and to the optimal variance if it asks for it.
+
+    Raises:
+        Refused: it asks for it, and there is none.
+    """
     match sampling.sampler:
         case "ddim":
             return partial(samplers.ddim, eta=sampling.eta, noise=noise)
         case "ddpm":
-            return partial(samplers.ddpm, noise=noise, variance=sampling.variance)
+            return partial(samplers.ddpm, noise=noise, variance=_variance_of(sampling, variance))
         case "euler":
             return partial(samplers.euler, churn=Churn(sampling.churn), noise=noise)
         case "euler_ancestral":
@@ -135,6 +140,18 @@ def sampler_of(sampling: SamplingConfig, noise: NoiseLike) -> Sampler:
             return partial(samplers.dpmpp_3m, eta=sampling.eta, noise=noise)
         case name:
             return WITHOUT_SETTINGS[name]
+
+
+def _variance_of(
+    sampling: SamplingConfig, measured: OptimalVariance | None
+) -> Literal["lower", "upper"] | OptimalVariance:
+    if sampling.variance != "optimal":
+        return sampling.variance
+    if measured is None:
+        raise Refused(
+            "variance optimal needs a measurement: give the pipeline one (diffusion.optimal_variance.measure)"
+        )
+    return measured
 
 
 def times_of(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
@@ -191,6 +208,7 @@ class Pipeline:
         size: side of the images in pixels.
         runtime: the precision that the network runs in.
         offset_noise: the share of noise that is constant over a channel, as in training.
+        variance: what variance "optimal" is.
     """
 
     model: TextToImage
@@ -198,6 +216,7 @@ class Pipeline:
     size: int
     runtime: Runtime
     offset_noise: float = 0.0
+    variance: OptimalVariance | None = None
 
     def draw(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig) -> Iterator[Tensor]:
         """Draw images, chunk by chunk.
@@ -236,4 +255,4 @@ class Pipeline:
         cond = self.model.encode([request.prompt for request in requests])
         null = self.model.encode([request.negative for request in requests])
         denoise = guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
-        return self.codec.decode(sampler_of(sampling, noise)(denoise, x, times, schedule))
+        return self.codec.decode(sampler_of(sampling, noise, self.variance)(denoise, x, times, schedule))

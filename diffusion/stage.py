@@ -20,10 +20,10 @@ from diffusion.times import AnyTimes, LogNormalTimes, LossSecondMomentTimes, Tim
 from diffusion.unet import UNet, UNetConfig
 from lab.config import Config
 from lab.data.loader import Batch
-from lab.randomness import normal, seeded, uniform
+from lab.randomness import seeded, uniform
 from lab.runtime import Runtime
 from lab.text.clip import ClipConfig, ClipText
-from vae.codec import Codec
+from vae.codec import Codec, latents
 
 log = logging.getLogger(__name__)
 SIGNAL_REFUSED = 0.075  # alpha(1), for a walk that starts from pure noise; DDPM's linear table of 500 steps has 0.080
@@ -69,6 +69,11 @@ class DiffusionConfig(Config):
             raise ValueError(
                 f"times.mean={times.mean} and times.std={times.std} lie mostly beyond the noise levels of "
                 f"schedule {kind}: choose others, or a schedule that reaches them"
+            )
+        if self.sampling.variance == "optimal":
+            raise ValueError(
+                "sampling.variance=optimal is measured from a trained model, and previews are drawn while it trains: "
+                "take upper or lower here, and ask sample.py or evaluate.py for --variance optimal"
             )
         for remark in self.remarks():
             log.warning("%s", remark)
@@ -139,7 +144,7 @@ class DiffusionStage:
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give the loss of each sample (b,) at its own time and noise, both functions of its slot."""
         config, slots = self.config, batch.slots
-        x0 = self._latents(batch)
+        x0 = latents(self.codec, batch)
         drops = uniform(batch.seed, "caption_drop", slots).tolist()
         captions = [
             "" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)
@@ -181,10 +186,3 @@ class DiffusionStage:
             log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
             return {}
         return {"effective_weight": picture}
-
-    def _latents(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            mean, std = self.codec.posterior(batch.images)
-        if not std.any():
-            return mean
-        return mean + std * normal(batch.seed, "posterior", batch.slots, tuple(mean.shape[1:])).to(mean)

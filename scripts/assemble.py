@@ -5,25 +5,28 @@ Imported inside the scripts' ``main``, after the arguments are read: it brings i
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from diffusion.optimal_variance import OptimalVariance, measure
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.stage import DiffusionConfig, DiffusionStage, build
 from lab import config as configuration
 from lab import runtime as runtimes
 from lab.data.loader import Loader
 from lab.data.shapes import Shapes, prompts
-from lab.errors import Refused
+from lab.errors import BadData, Refused
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.experiment import Experiment
 from lab.images import from_uint8, to_uint8
 from lab.rundir import RunDir
 from lab.runtime import Runtime
+from lab.storage import write_whole
 from lab.text.clip import vocabulary
 from lab.training import checkpoint
 from lab.training.snapshot import average_name
@@ -31,6 +34,7 @@ from lab.training.trainer import Trainer
 from vae.codec import Pixels
 
 DiffusionExperiment = Experiment[DiffusionConfig]
+VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
 
 
 def load(path: Path, overrides: Sequence[str]) -> DiffusionExperiment:
@@ -188,6 +192,36 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         raise Refused(f"{folder} does not fit {run.config_path} ({str(error).splitlines()[-1].strip()})") from error
     origin = {"run": run.run_id, "checkpoint": checkpoint.identity(folder), "weights": weights}
     return Trained(made.pipeline(runtime.place(model).eval()), experiment, run, origin, saved.state)
+
+
+def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
+    """Give a run its optimal variance where the sampler asks for it: read, or measured now and kept in the run.
+
+    What was measured becomes a part of the origin, and so of every recipe.
+
+    Raises:
+        Refused: the run was trained with offset noise, for which it is not made.
+        BadData: the file of the measurement is spoilt.
+    """
+    if sampling.variance != "optimal":
+        return trained
+    experiment, pipeline = trained.experiment, trained.pipeline
+    if experiment.stage.loss.offset_noise > 0:
+        raise Refused("variance optimal is for white noise, and this run has loss.offset_noise: take upper or lower")
+    path = trained.run.path / f"variance-{trained.origin['checkpoint']}-{trained.origin['weights']}.json"
+    if not path.exists():
+        loader, size = Loader(Shapes(experiment.data), experiment.seed), VARIANCE_BATCH
+        starts = tqdm(range(0, VARIANCE_SAMPLES, size), desc="optimal variance, measured once", unit="batch")
+        batches = (loader.batch(range(start, start + size)) for start in starts)
+        measured = measure(pipeline.model, pipeline.codec, pipeline.runtime, batches)
+        write_whole(path, (measured.model_dump_json(indent=1) + "\n").encode())
+        print(f"measured the optimal variance: {path}")
+    try:
+        variance = OptimalVariance.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise BadData(f"{path} does not hold a measured variance; delete it, and it is measured again") from error
+    name = hashlib.sha256(variance.model_dump_json().encode()).hexdigest()[:16]
+    return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
 
 
 def _player(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

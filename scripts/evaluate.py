@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         raise Refused(f"--json {options.json} exists: name another file, or move it away")
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
     sampling = assemble.sampling(trained.experiment, settings.asked(options))
+    trained = assemble.with_variance(trained, sampling)
     what = {"num": options.num, "distances": not options.no_distances}
     recipe = [trained.origin, sampling.model_dump(mode="json"), what]
     path = options.json or options.run / f"evaluation-{gallery.digest(recipe)}.json"

@@ -4,6 +4,7 @@
     python scripts/sample.py runs/demo "a red circle" "a blue ring" --num 4 --seed 1 --guidance 3 --steps 20
     python scripts/sample.py runs/demo --prompts-file prompts.txt --out pictures        # one prompt per line
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
+    python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
 
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
     sampling = assemble.sampling(trained.experiment, settings.asked(options))
+    trained = assemble.with_variance(trained, sampling)
     out = options.out or options.run / "samples"
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
     drawn = gallery.draw(trained, pictures, options.seed, sampling, out)

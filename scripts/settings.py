@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--spacing", help="of the steps: uniform, trailing, leading, quadratic, karras, logsnr, tangent or given")
     add("--guidance", type=float, help="classifier-free scale; 1 is off")
     add("--eta", type=float, help="ddim, dpmpp_2m, dpmpp_3m: share of the noise of the reverse SDE, 0 to 1")
-    add("--variance", help="ddpm: upper or lower")
+    add("--variance", help="ddpm: upper, lower or optimal (measured once, and kept in the run)")
     add("--churn", type=float, help="euler, heun: noise added and removed again, shared out over the steps")
     add(
         "--logsnr-limits",

@@ -192,8 +192,8 @@ MUTANTS = (
         11,
         "DDPM: no posterior variance",
         "diffusion/samplers/ddim.py",
-        '(step.posterior if variance == "lower" else step.added)',
-        "step.added",
+        '"lower": lambda step: step.posterior',
+        '"lower": lambda step: step.added',
         "tests/diffusion/test_samplers.py::test_ddpm_has_the_moments_of_the_exact_chain",
     ),
     Mutant(

@@ -5,6 +5,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lab.data.loader import Batch
+from lab.randomness import normal
+
 
 class Codec(Protocol):
     """Images to latents of unit scale and back.
@@ -39,3 +42,12 @@ class Pixels:
     def decode(self, latents: Tensor) -> Tensor:
         """Give the latents."""
         return latents
+
+
+@torch.no_grad()
+def latents(codec: Codec, batch: Batch) -> Tensor:
+    """Draw each image's latent (b, c, h, w) from the codec's posterior, by its slot."""
+    mean, std = codec.posterior(batch.images)
+    if not std.any():
+        return mean
+    return mean + std * normal(batch.seed, "posterior", batch.slots, tuple(mean.shape[1:])).to(mean)

@@ -4,16 +4,22 @@ A step to (alpha', sigma') is
 
     x' = alpha' x0_hat + kept eps_hat + new z,    kept^2 + new^2 = sigma'^2
 
-with fresh noise z; DDPM's upper variance adds more than that.
+with fresh noise z; DDPM's upper variance and the optimal one add more than that.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from torch import Tensor
 
 from diffusion.denoiser import Denoise
-from diffusion.samplers.steps import NoiseLike, drawn, predict, required, steps_of
+from diffusion.samplers.steps import NoiseLike, Step, drawn, predict, required, steps_of
 from diffusion.schedule import Schedule
+
+DEVIATIONS: Mapping[str, Callable[[Step], float]] = {
+    "lower": lambda step: step.posterior,
+    "upper": lambda step: step.added,
+}
 
 
 def ddim(
@@ -59,15 +65,15 @@ def ddpm(
     schedule: Schedule,
     *,
     noise: NoiseLike,
-    variance: Literal["lower", "upper"] = "upper",
+    variance: Literal["lower", "upper"] | Callable[[Step], float] = "upper",
 ) -> Tensor:
     """Walk from noise to data with ancestral DDPM steps, any number of them.
 
     Args:
         denoise, x, times, schedule, noise: as in ``ddim``.
         variance: "lower" is the posterior's given x0, which equals ``ddim`` with ``eta = 1``; "upper" is the variance
-            that noising adds between the two levels (DDPM's beta). The mean is the same. The last step to sigma = 0
-            adds nothing.
+            that noising adds between the two levels (DDPM's beta); a function gives the standard deviation itself, as
+            ``OptimalVariance`` does. The mean is the same. The last step to sigma = 0 adds nothing.
 
     Returns:
         (b, c, h, w), the state at ``times[-1]``; not clamped.
@@ -78,10 +84,11 @@ def ddpm(
     Source: Ho et al. 2020, arXiv:2006.11239, sec. 3.2; over several table entries alpha / alpha' stands for sqrt(1 -
     beta).
     """
+    deviation = DEVIATIONS[variance] if isinstance(variance, str) else variance
     for step in steps_of(times, schedule):
         x0_hat = predict(denoise, x, step.t)
         kept = max(step.sigma_to**2 - step.posterior**2, 0.0) ** 0.5
         x = step.mean(x, x0_hat, kept)
         if step.sigma_to > 0:
-            x = x + (step.posterior if variance == "lower" else step.added) * noise(x)
+            x = x + deviation(step) * noise(x)
     return x

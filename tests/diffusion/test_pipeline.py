@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion import samplers
 from diffusion.denoiser import Denoise
 from diffusion.guidance import GuidanceConfig, classifier_free
+from diffusion.optimal_variance import OptimalVariance
 from diffusion.pipeline import Pipeline, Request, Sampler, SamplingConfig, sampler_of, times_of
 from diffusion.samplers import Churn, NoiseLike
 from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
@@ -190,7 +191,7 @@ def test_noise_is_drawn_on_the_cpu_whatever_the_device(
     """The start and all later noise are NumPy's numbers bit for bit, so the same ones on every device."""
     given: list[Tensor] = []
 
-    def listening(sampling: SamplingConfig, noise: NoiseLike) -> Sampler:
+    def listening(sampling: SamplingConfig, noise: NoiseLike, variance: object) -> Sampler:
         def walk(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
             given.extend([x, noise(x), noise(x)])
             return x
@@ -236,7 +237,9 @@ def test_offset_noise_is_in_the_start_and_in_every_fresh_noise(tiny: Tiny) -> No
 
 
 def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
-    pipeline, base = Pipeline(tiny(), Pixels(), 8, Runtime(CPU)), SamplingConfig(steps=5, chunk=1)
+    measured = OptimalVariance(logsnr=(-5.0, 5.0), error=(0.2, 0.01), variance=0.3)
+    pipeline = Pipeline(tiny(), Pixels(), 8, Runtime(CPU), variance=measured)
+    base = SamplingConfig(steps=5, chunk=1)
     reference = draw(pipeline, [Request("a red circle")], base)
     others = [
         draw(pipeline, [Request("a blue circle")], base),
@@ -251,6 +254,7 @@ def test_everything_in_the_recipe_changes_the_image(tiny: Tiny) -> None:
                 {"eta": 0.5},
                 {"sampler": "ddpm"},
                 {"sampler": "ddpm", "variance": "lower"},
+                {"sampler": "ddpm", "variance": "optimal"},
                 *({"guide": GuidanceConfig.model_validate(changed)} for changed in GUIDES),
                 {"sampler": "euler", "churn": 2.0},
                 {"sampler": "heun"},
@@ -325,6 +329,12 @@ def test_every_spacing_can_be_chosen(spacing: str, schedule: Schedule) -> None:
     assert 0 == times[-1] < times[0] <= 1
 
 
+def test_an_optimal_variance_that_was_not_measured_is_refused_with_the_remedy(tiny: Tiny) -> None:
+    sampling = SamplingConfig(sampler="ddpm", variance="optimal", chunk=1)
+    with pytest.raises(Refused, match="variance optimal needs a measurement"):
+        draw(Pipeline(tiny(), Pixels(), 8, FP32), REQUESTS[:1], sampling)
+
+
 def test_a_walk_longer_than_its_table_is_refused_with_the_remedy() -> None:
     with pytest.raises(Refused, match="spacing trailing: 21 steps do not fit a table of 20: take at most 20"):
         times_of(SamplingConfig(spacing="trailing", steps=21), Linear(steps=20))
@@ -336,7 +346,8 @@ def test_a_walk_longer_than_its_table_is_refused_with_the_remedy() -> None:
         ({"sampler": "eular"}, "Input should be 'ddim', "),
         ({"steps": 0}, "greater than or equal to 1"),
         ({"eta": 1.5}, "less than or equal to 1"),
-        ({"variance": "middle"}, "'upper' or 'lower'"),
+        ({"variance": "middle"}, "'upper', 'lower' or 'optimal'"),
+        ({"variance": "optimal"}, "set variance to upper, or sampler to ddpm"),
         ({"chunk": 0}, "greater than or equal to 1"),
         ({"churn": -1.0}, "greater than or equal to 0"),
         ({"sampler": "heun", "eta": 0.5}, "set eta to 0.0, or sampler to ddim or dpmpp_2m or dpmpp_3m"),

@@ -137,6 +137,11 @@ def test_weights_are_a_function_of_the_seed() -> None:
     assert not all(map(torch.equal, first, other))
 
 
+def test_a_variance_that_needs_a_trained_model_is_refused_for_training() -> None:
+    with pytest.raises(Refused, match=r"take upper or lower here, and ask sample.py"):
+        parse({"sampling": {"sampler": "ddpm", "variance": "optimal"}}, DiffusionConfig)
+
+
 def test_eps_on_a_schedule_that_ends_without_signal_is_refused() -> None:
     with pytest.raises(Refused, match="predict v or x0"):
         parse({"parameterization": {"kind": "eps"}, "schedule": {"kind": "flow"}}, DiffusionConfig)

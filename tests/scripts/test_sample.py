@@ -110,6 +110,47 @@ def test_a_run_is_drawn_as_it_was_trained(script: Scripts, tmp_path: Path) -> No
     assert (denoiser.schedule, denoiser.parameterization) == (Flow(shift=2.0), X0())
 
 
+OPTIMAL = ("--sampler", "ddpm", "--variance", "optimal")
+
+
+def test_the_optimal_variance_is_measured_once_and_kept_in_the_run(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    first = script("sample", run, PROMPT, *OPTIMAL, "--out", tmp_path / "first")
+    assert first.code == 0, first.err
+    (kept,) = run.glob("variance-*-ema.json")
+    assert f"measured the optimal variance: {kept}" in first.out
+    assert "optimal variance, measured once" in first.err
+    content, (recipe,) = kept.read_bytes(), recipes(tmp_path / "first")
+    assert recipe["checkpoint"] in kept.name
+    again = script("sample", run, PROMPT, *OPTIMAL, "--out", tmp_path / "again")
+    assert "measured" not in again.out + again.err
+    assert pictures(tmp_path / "again") == pictures(tmp_path / "first")
+    kept.unlink()  # what is measured anew is the same, so the picture is there already
+    assert "0 drawn, 1 there already" in script("sample", run, PROMPT, *OPTIMAL, "--out", tmp_path / "again").out
+    assert kept.read_bytes() == content
+    measured = json.loads(content)
+    kept.write_text(json.dumps({**measured, "error": [error / 2 for error in measured["error"]]}))
+    assert "1 drawn, 0 there already" in script("sample", run, PROMPT, *OPTIMAL, "--out", tmp_path / "again").out
+    assert len({recipe["variance"] for recipe in recipes(tmp_path / "again")}) == 2
+    assert script("sample", run, PROMPT, "--sampler", "ddpm", "--out", tmp_path / "upper").code == 0
+    assert "variance" not in recipes(tmp_path / "upper")[0]
+    kept.write_text("{}")
+    spoilt = script("evaluate", run, "--num", 2, "--no-distances", *OPTIMAL)
+    assert "does not hold a measured variance; delete it" in refusal(spoilt, code=65)
+
+
+def test_the_optimal_variance_is_refused_to_noise_that_is_not_white(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("offset_noise: 0.0", "offset_noise: 0.1"))
+    refused = script("sample", run, PROMPT, *OPTIMAL, "--out", tmp_path / "out")
+    assert "variance optimal is for white noise" in refusal(refused)
+
+
 def test_a_picture_holds_its_recipe(script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:
     assert (
         script("sample", reference, PROMPT, "--num", 2, "--seed", 5, "--negative", "a ring", "--out", tmp_path).code
