@@ -85,11 +85,12 @@ def _caption(pairs: Sequence[tuple[Cell, Figures]], what: Mapping[str, Any]) -> 
     own = f"guidance {cell.sampling.guidance:g}"
     fixed = f"{cell.sampling.sampler}, {cell.sampling.spacing}, {figures['calls']} calls"
     prompts, reference = what["prompts"], what["reference"]
+    near = f"; solver error on {reference['num']} of the pictures against {reference['steps']:,} steps of DDIM"
     return (
         f"Checkpoint `{what['checkpoint'][:12]}`, {what['precision']} on {what['device']}, "
         f"{what['threads']} thread(s); {own if cell.part == 'samplers' else fixed}; "
-        f"{prompts['num']} prompts of each kind, seed {prompts['seed']}; solver error on {reference['num']} of the "
-        f"pictures against {reference['steps']:,} steps of DDIM."
+        f"{prompts['num']} prompts of each kind, seed {prompts['seed']}"
+        f"{near if any('solver_error' in one for _, one in pairs) else ''}."
     )
 
 

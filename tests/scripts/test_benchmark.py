@@ -228,6 +228,21 @@ def test_an_interrupted_call_keeps_what_was_finished(
     assert len(sheets(tmp_path)[0]["cells"]) == 4
 
 
+def test_a_setting_of_both_parts_has_its_error_where_it_was_asked_for(trained: Trained, tmp_path: Path) -> None:
+    def errors(part: str) -> list[bool]:
+        common = ("--num", 1, "--no-distances", "--reference-steps", 8, "--quick", "--at", "unipc_2", "--only", part)
+        options = options_of("samplers", "run", *common, "--samplers", "unipc_2", "--guidance", 3)
+        cells = plan(trained.experiment, options)
+        same = [cell for cell in cells if (cell.sampling.steps, cell.sampling.guidance, cell.series) in SHARED]
+        return ["solver_error" in figures for figures in samplers.measure(trained, same, tmp_path, options)[1]]
+
+    assert [errors(part) for part in ("guidance", "samplers", "guidance")] == [[False], [True], [False]]
+    assert [len(sheet["cells"]) for sheet in sheets(tmp_path)] == [1]
+
+
+SHARED = {(10, 3.0, "plain"), (10, 3.0, "unipc_2")}
+
+
 def test_a_spoilt_sheet_is_left_alone(tmp_path: Path) -> None:
     path = Sheet(tmp_path, {"run": "a"}).path
     path.write_text("mine")
