@@ -17,7 +17,7 @@ DOORS = {
     "transformers": ("lab.text.t5", "lab.text.auto"),
     "open_clip": ("lab.text.clip", "lab.evaluation.clip_score", "lab.evaluation.scorer"),
     "torch_fidelity": ("lab.evaluation.*",),
-    "matplotlib": ("diffusion.effective_weight",),
+    "matplotlib": ("diffusion.effective_weight", "scripts.benchmarks.plots"),
     "tensorboard": ("lab.rundir",),
     "torch.utils.tensorboard": ("lab.rundir",),
 }
