@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffusion.optimal_variance import OptimalVariance, measure
-from diffusion.pipeline import Pipeline, Request, SamplingConfig
+from diffusion.pipeline import TAKERS, Pipeline, Request, SamplingConfig
 from diffusion.stage import DiffusionConfig, DiffusionStage, build
 from lab import config as configuration
 from lab import runtime as runtimes
@@ -231,9 +231,15 @@ def _player(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> SamplingConfig:
     """Give the run's own sampler settings with some of them changed.
 
+    Another sampler or spacing brings none of what was set for the one that it replaces: a run's ``eta`` of DDIM does
+    not make DPM-Solver++ stochastic.
+
     Raises:
         Refused: an unknown sampler or a value that cannot be.
     """
-    return configuration.parse(
-        {**experiment.stage.sampling.model_dump(mode="json"), **changes}, SamplingConfig, "sampler settings"
-    )
+    own = experiment.stage.sampling.model_dump(mode="json")
+    replaced = {choice for choice in ("sampler", "spacing") if changes.get(choice, own[choice]) != own[choice]}
+    for setting, choice, _ in TAKERS:
+        if choice in replaced:
+            del own[setting]
+    return configuration.parse({**own, **changes}, SamplingConfig, "sampler settings")

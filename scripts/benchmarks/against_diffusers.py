@@ -101,7 +101,7 @@ def benchmark(options: argparse.Namespace) -> int:
     pipeline, experiment = subject(options)
     runtime = pipeline.runtime
     exact = replace(pipeline, runtime=replace(runtime, precision="fp32"))
-    shared = {"steps": options.steps, "spacing": "trailing", "chunk": options.batch}
+    shared = {"steps": options.steps, "spacing": "trailing", "eta": 0.0, "chunk": options.batch}
     print(f"batch {options.batch}; {runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads")
     for sampler, scheduler in SCHEDULERS.items():
         sampling = assemble.sampling(experiment, {"sampler": sampler, **shared})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.parameterization import X0
+from diffusion.samplers.spacing import LOGSNR_LIMITS
 from diffusion.schedule import Flow
 from lab.images import read_image, read_metadata
 from scripts import assemble
@@ -108,6 +109,27 @@ def test_a_run_is_drawn_as_it_was_trained(script: Scripts, tmp_path: Path) -> No
     assert script("train", TINY, *own, *short, "--run", tmp_path).code == 0
     denoiser = assemble.trained(tmp_path).pipeline.model.denoiser
     assert (denoiser.schedule, denoiser.parameterization) == (Flow(shift=2.0), X0())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": 5}, {"sampler": "ddim", "eta": 1.0, "spacing": "karras", "logsnr_limits": (-6.0, 6.0), "steps": 5}),
+        ({"sampler": "ddim"}, {"sampler": "ddim", "eta": 1.0}),
+        ({"sampler": "unipc_2"}, {"sampler": "unipc_2", "eta": 0.0, "logsnr_limits": (-6.0, 6.0)}),
+        ({"sampler": "dpmpp_2m"}, {"sampler": "dpmpp_2m", "eta": 0.0}),  # which would take the run's eta
+        ({"sampler": "dpmpp_2m", "eta": 0.5}, {"sampler": "dpmpp_2m", "eta": 0.5}),
+        ({"spacing": "logsnr"}, {"spacing": "logsnr", "logsnr_limits": LOGSNR_LIMITS, "eta": 1.0}),
+        ({"spacing": "uniform"}, {"spacing": "uniform", "eta": 1.0}),
+    ],
+)
+def test_another_sampler_has_nothing_of_the_one_it_replaces(
+    changes: dict[str, object], expected: dict[str, object]
+) -> None:
+    own = ("sampler: ddim", "eta: 1.0", "spacing: karras", "logsnr_limits: [-6, 6]")
+    experiment = assemble.load(TINY, [f"stage.sampling={{{', '.join(own)}}}"])
+    got = assemble.sampling(experiment, changes)
+    assert {name: getattr(got, name) for name in expected} == expected
 
 
 OPTIMAL = ("--sampler", "ddpm", "--variance", "optimal")
