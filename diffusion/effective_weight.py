@@ -2,10 +2,9 @@
 
 A loss averages over what is drawn, so a level of log-SNR lambda counts p(lambda) w(lambda): the density of the samples
 there times the weight. Schedule, times and weight only matter through this product (and the density alone through how
-noisy the gradient is), so two configurations with the same product train for the same thing. On the
-error of x0 the product is p w; on the error of the network's own target, which is that of x0 over out^2, it is p w
-out^2. Times that learn where to lie (``loss_second_moment``) change density and weight against each other, and are
-shown as they begin.
+noisy the gradient is), so two configurations with the same product train for the same thing. On the error of x0 the
+product is p w; on the error of the network's own target, which is that of x0 over out^2, it is p w out^2. Times that
+learn where to lie (``loss_second_moment``) change density and weight against each other, and are shown as they begin.
 
 How to read the picture that a run saves at its start, where noise is on the left and data on the right:
 
