@@ -8,6 +8,7 @@ a pair of predictions and a way to combine them (``diffusion.combination``), so 
     within(guided, plain, schedule, interval)    only at some noise levels
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -214,12 +215,15 @@ class GuidanceConfig(Config):
             )
 
 
-def guide(denoiser: Denoiser, cond: Cond, null: Cond, scale: Scale, times: Tensor, config: GuidanceConfig) -> Denoise:
+def guide(
+    denoiser: Denoiser, cond: Cond, null: Callable[[], Cond], scale: Scale, times: Tensor, config: GuidanceConfig
+) -> Denoise:
     """Make the guided denoiser of one walk.
 
     Args:
         denoiser: the model.
-        cond, null: what is wanted and what to move away from, (b, ...).
+        cond: what is wanted, (b, ...).
+        null: gives what to move away from, (b, ...); not asked where guidance is off, which saves encoding it.
         scale: 1 is off; (b,) for one per prompt.
         times: (n + 1,), those of the walk.
         config: how.
@@ -230,7 +234,7 @@ def guide(denoiser: Denoiser, cond: Cond, null: Cond, scale: Scale, times: Tenso
         return plain
     if config.rescale > 0:
         combine = rescaled(combine, schedule, config.rescale)
-    guided = paired(denoiser, cond, null, combine)
+    guided = paired(denoiser, cond, null(), combine)
     return guided if config.interval is None else within(guided, plain, schedule, config.interval)
 
 

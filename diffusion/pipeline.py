@@ -253,6 +253,6 @@ class Pipeline:
         _, sigma = schedule(times[:1])
         x = self.runtime.batch(sigma.item() * noise(torch.empty(len(requests), self.codec.channels, side, side)))
         cond = self.model.encode([request.prompt for request in requests])
-        null = self.model.encode([request.negative for request in requests])
+        null = partial(self.model.encode, [request.negative for request in requests])
         denoise = guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
         return self.codec.decode(sampler_of(sampling, noise, self.variance)(denoise, x, times, schedule))

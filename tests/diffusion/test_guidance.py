@@ -1,6 +1,7 @@
 """Guidance: what a scale means, and what it costs."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,6 +48,10 @@ class Network(nn.Module):
 def said(value: float) -> Cond:
     each = torch.arange(3, dtype=torch.float64) + value
     return Cond(each.view(3, 1, 1).expand(3, 4, 5), torch.ones(3, 4, dtype=torch.bool), each.view(3, 1))
+
+
+def unasked() -> Cond:
+    raise AssertionError("the null condition was encoded where guidance is off")
 
 
 X, T = (
@@ -124,7 +129,7 @@ def test_at_scale_1_every_rule_gives_the_conditional(rule: str, denoiser: Denois
 @pytest.mark.parametrize("interval", [None, [-3.0, 3.0]])
 def test_at_scale_1_a_walk_is_conditional_in_one_pass(kind: str, interval: Any, denoiser: Denoiser) -> None:
     config = parse({"rule": {"kind": kind}, "interval": interval, "rescale": 0.7}, GuidanceConfig)
-    guided = guide(denoiser, said(0.5), said(-1), 1.0, uniform_times(4), config)
+    guided = guide(denoiser, said(0.5), unasked, 1.0, uniform_times(4), config)
     assert torch.equal(guided(X, T), denoiser(X, T, said(0.5)))
     assert denoiser.network.batches == [3, 3]
 
@@ -269,7 +274,7 @@ def test_cfg_plus_plus_is_ddim_with_the_noise_of_the_null(
         noise = (x - alphas[k] * null) / sigmas[k]
         x = alphas[k + 1] * (null + strength * (wanted - null)) + sigmas[k + 1] * noise
     config = GuidanceConfig.model_validate({"rule": {"kind": "cfg_plus_plus", "strength": strength}})
-    guided = guide(model, said(0.5), said(-1), 3.0, times, config)
+    guided = guide(model, said(0.5), partial(said, -1), 3.0, times, config)
     torch.testing.assert_close(ddim(guided, sigmas[0] * X, times, schedule), x, rtol=1e-12, atol=1e-12)
 
 
@@ -293,7 +298,7 @@ def test_rules_interval_and_rescale_go_together(denoiser: Denoiser) -> None:
     )
     combine = rescaled(adaptive_projected(3.0, parallel=0.2, radius=3.0), Cosine(), 0.5)
     t = torch.full((3,), 0.5, dtype=torch.float64)
-    guided = guide(denoiser, said(0.5), said(-1), 3.0, uniform_times(4), config)
+    guided = guide(denoiser, said(0.5), partial(said, -1), 3.0, uniform_times(4), config)
     assert torch.equal(guided(X, t), paired(denoiser, said(0.5), said(-1), combine)(X, t))
     assert torch.equal(guided(X, t / 4), denoiser(X, t / 4, said(0.5)))
 
@@ -302,7 +307,9 @@ def test_zero_init_also_without_guidance(denoiser: Denoiser) -> None:
     still = GuidanceConfig.model_validate({"rule": {"kind": "cfg_zero_star", "zero_init": 0.3}})
     plain = GuidanceConfig.model_validate({"rule": {"kind": "cfg_zero_star", "zero_init": 0.0}})
     expected = denoiser(X, T, said(0.5))
-    guided = [guide(denoiser, said(0.5), said(-1), 1.0, uniform_times(4), config)(X, T) for config in (still, plain)]
+    guided = [
+        guide(denoiser, said(0.5), partial(said, -1), 1.0, uniform_times(4), config)(X, T) for config in (still, plain)
+    ]
     torch.testing.assert_close(guided[0][:2], expected[:2])
     assert not torch.isclose(guided[0][2], expected[2]).any()
     assert torch.equal(guided[1], expected)
