@@ -233,8 +233,8 @@ MUTANTS = (
         13,
         "no null condition",
         "diffusion/pipeline.py",
-        "null = self.model.encode([request.negative for request in requests])",
-        "null = cond",
+        "partial(self.model.encode, [request.negative for request in requests])",
+        "lambda: cond",
         "tests/diffusion/test_pipeline.py::test_an_image_is_its_noise_walked_to_data",
     ),
     Mutant(
