@@ -19,6 +19,7 @@ from torch import Tensor, nn
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 GROUP_WIDTH = 16  # channels that share one mean and variance in a group norm
+QUERY_GAIN = 3.0  # of the places that cross-attention queries hear, over features of deviation 1
 _EDGE = "is_edge"
 
 
@@ -96,12 +97,14 @@ class PlaceEmbedding(nn.Module):
     Args:
         width: channels of the result.
         waves: frequencies per axis; the k-th makes k / 2 turns over the map.
+        gain: how large the features are; at 1 their deviation starts at about 0.6.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, waves: int = 8) -> None:
+    def __init__(self, width: int, waves: int = 8, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.register_buffer("frequencies", math.pi * torch.arange(1, waves + 1, dtype=torch.float32), persistent=False)
         self.linear = nn.Linear(4 * waves, width)
 
@@ -114,7 +117,7 @@ class PlaceEmbedding(nn.Module):
         rows = torch.cat([y.cos(), y.sin()], dim=-1)[:, None].expand(-1, width, -1)
         columns = torch.cat([x.cos(), x.sin()], dim=-1)[None].expand(height, -1, -1)
         features: Tensor = self.linear(torch.cat([rows, columns], dim=-1).to(self.linear.weight.dtype))
-        return rearrange(features, "h w d -> 1 d h w")
+        return rearrange(self.gain * features, "h w d -> 1 d h w")
 
 
 class ResidualBlock(nn.Module):
@@ -164,19 +167,22 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width if context is None else context, 2 * width, bias=False)
         self.out = zero_init(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         """Give what attention adds to x.
 
         Args:
             x: (b, l, d).
             context: (b, m, context) or ``None`` for x itself.
             mask: (b, m) bool, True = may be attended to.
+            places: (1, l, d), where the positions of x are; only the queries hear it, undiluted by what is there.
 
         Returns:
             (b, l, d), to be added to x.
         """
         x = self.norm(x)
-        query = rearrange(self.query(x), "b l (n d) -> b n l d", n=self.heads)
+        query = rearrange(self.query(x if places is None else x + places), "b l (n d) -> b n l d", n=self.heads)
         pair = self.key_value(x if context is None else context)
         key, value = rearrange(pair, "b m (two n d) -> two b n m d", two=2, n=self.heads)
         mixed: Tensor = self.out(rearrange(attend(query, key, value, mask), "b n l d -> b l (n d)"))
@@ -201,6 +207,9 @@ class FeedForward(nn.Module):
 class Transformer(nn.Module):
     """Self-attention, cross-attention to text tokens and a feed-forward layer over the positions of a feature map.
 
+    The queries of the cross-attention are told their place, louder than what is there: which object of the text a place
+    is about must be learned where the state is almost pure noise (docs/log.md, 2026-11-25, "where, and of what").
+
     Args:
         width: channels of the map.
         heads: attention heads.
@@ -211,6 +220,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.self_attention = Attention(width, heads)
         self.cross_attention = None if context is None else Attention(width, heads, context)
+        self.place = None if context is None else PlaceEmbedding(width, gain=QUERY_GAIN)
         self.feed_forward = FeedForward(width)
 
     def forward(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -219,7 +229,9 @@ class Transformer(nn.Module):
         h = rearrange(x, "b d h w -> b (h w) d")
         h = h + self.self_attention(h)
         if self.cross_attention is not None:
-            h = h + self.cross_attention(h, tokens, mask)
+            assert self.place is not None
+            places = rearrange(self.place(height, x.shape[-1]), "b d h w -> b (h w) d")
+            h = h + self.cross_attention(h, tokens, mask, places)
         h = h + self.feed_forward(h)
         mixed: Tensor = rearrange(h, "b (h w) d -> b d h w", h=height)
         return mixed

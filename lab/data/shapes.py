@@ -3,10 +3,11 @@
 This file holds the configuration, the source and the evaluation prompts; scenes are drawn in ``shapes_scene``, rendered
 in ``shapes_render`` and put into words in ``shapes_captions``. The difficulty presets:
 
-* ``single``: "a red circle"
-* ``pair``:   "a red circle left of a blue square"; either object may be named first, sizes are free
-* ``count``:  "three red circles", two to four
-* ``full``:   one to four objects; counts, sizes stated or not, lists, relations
+* ``single``:  "a red circle"
+* ``ordered``: "a red circle left of a blue square"; what the sentence is about is left or above, sizes are free
+* ``pair``:    the same with all four relations, so that order alone says nothing about places
+* ``count``:   "three red circles", two to four
+* ``full``:    one to four objects; counts, sizes stated or not, lists, relations
 
 Training never shows one of the 12 ``HELDOUT_PAIRS`` of colour and shape, and never speaks in a held-out phrasing.
 """
@@ -15,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -39,9 +40,10 @@ from lab.data.source import Sample
 from lab.errors import Refused
 from lab.randomness import key
 
-Preset = Literal["single", "pair", "count", "full"]
+Preset = Literal["single", "ordered", "pair", "count", "full"]
 Split = Literal["train", "heldout"]
-PRESETS: tuple[Preset, ...] = ("single", "pair", "count", "full")
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+ORDERED = ("left of", "above")  # relations in which order on the page is order in the picture
 WORLD = 1  # raise when a scene, a caption or a pixel of this world changes: it is a part of the data's fingerprint
 
 
@@ -129,9 +131,9 @@ def state(preset: Preset, rng: np.random.Generator, pairs: Sequence[tuple[str, s
         return Statement((Noun(*pick(rng, pairs)),))
     if preset == "count":
         return Statement((Noun(*pick(rng, pairs), count=2 + int(rng.random() * 3)),))
-    if preset == "pair":
+    if preset in ("ordered", "pair"):
         first, second = _distinct(2, rng, pairs)
-        return Statement((Noun(*first), Noun(*second)), pick(rng, tuple(RELATIONS)))
+        return Statement((Noun(*first), Noun(*second)), pick(rng, ORDERED if preset == "ordered" else tuple(RELATIONS)))
     counts = pick(rng, pick(rng, _LAYOUTS))
     nouns, num_large = [], 0
     for count, (colour, shape) in zip(counts, _distinct(len(counts), rng, pairs), strict=True):

@@ -19,9 +19,11 @@ class ClipConfig(Config):
 
     Attributes:
         width, layers, heads: of the transformer.
+        mlp_ratio: width of the layer between each block's two linear layers, in multiples of ``width``.
         context: tokens per prompt, start and end included; longer prompts are cut.
-        causal: whether a token sees only what stands before it, as in the published CLIP. Both ways binds word order
-            sooner.
+        causal: whether a token sees only what stands before it, as in the published CLIP. It makes order an input: the
+            second noun has seen the relation, the first has not, and places are bound to nouns several times sooner
+            (docs/log.md, 2026-11-25, "where, and of what").
         vocabulary: the BPE tokens that have a row of their own, filled in from the data when a run starts; others share
             the row "unknown", so that nothing walks over the 49,408 rows of which a data set uses a few hundred.
     """
@@ -30,8 +32,9 @@ class ClipConfig(Config):
     width: int = Field(128, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
     context: int = Field(32, ge=4, le=77)
-    causal: bool = False
+    causal: bool = True
     vocabulary: tuple[int, ...] = ()
 
     @model_validator(mode="after")
@@ -83,6 +86,7 @@ class ClipText(nn.Module):
             width=config.width,
             heads=config.heads,
             layers=config.layers,
+            mlp_ratio=config.mlp_ratio,
             no_causal_mask=not config.causal,
             use_pad_mask=True,
             pad_id=PAD,

@@ -178,6 +178,26 @@ def test_a_transformer_mixes_places_of_one_image_and_no_others() -> None:
     assert change[0].argmax() == 1 * 5 + 2
 
 
+def test_places_choose_among_the_words_where_the_picture_says_nothing() -> None:
+    """On a map that is the same everywhere the cross-attention tells places apart, and nothing else does."""
+    block, blank = awake(Transformer(16, 2, D)), drawn(B, 16, 1, 1).expand(-1, -1, 3, 5).contiguous()
+    assert block(blank, TOKENS, MASK).std(dim=(2, 3)).max() > 1e-2
+    one_word = MASK.clone()
+    one_word[:, 1:] = False  # nothing to choose from
+    assert block(blank, TOKENS, one_word).std(dim=(2, 3)).max() < 1e-12
+    assert awake(Transformer(16, 2, None))(blank, None, None).std(dim=(2, 3)).max() < 1e-12
+
+
+def test_places_are_heard_by_queries_alone() -> None:
+    """They are added to what is asked with, after the norm, and to no key or value."""
+    attention, x, places = awake(Attention(12, 3)), drawn(B, L, 12), drawn(1, L, 12, seed=1)
+    h = attention.norm(x)
+    query = (attention.query(h + places)).view(B, L, 3, 4).transpose(1, 2)
+    key, value = (part.view(B, L, 3, 4).transpose(1, 2) for part in attention.key_value(h).chunk(2, dim=-1))
+    expected = attention.out(attend(query, key, value).transpose(1, 2).reshape(B, L, 12))
+    torch.testing.assert_close(attention(x, places=places), expected)
+
+
 def test_upsampling_repeats_pixels_before_its_convolution() -> None:
     up = Upsample(2, 2).double()
     with torch.no_grad():

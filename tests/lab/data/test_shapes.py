@@ -101,10 +101,11 @@ def test_presets_state_what_they_promise() -> None:
     for _ in range(200):
         (single,) = state("single", rng).nouns
         (group,) = state("count", rng).nouns
-        pair = state("pair", rng)
+        ordered, pair = state("ordered", rng), state("pair", rng)
         assert (single.count, single.size) == (1, None)
         assert 2 <= group.count <= 4
-        assert [(noun.count, noun.size) for noun in pair.nouns] == [(1, None)] * 2
+        assert [(noun.count, noun.size) for noun in (*ordered.nouns, *pair.nouns)] == [(1, None)] * 4
+        assert ordered.relation in ("left of", "above")
         assert pair.relation in RELATIONS
     full = [state("full", rng) for _ in range(400)]
     assert {sum(noun.count for noun in statement.nouns) for statement in full} == {1, 2, 3, 4}
