@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lab.config import Config
 from lab.text.encoder import TextStates
@@ -54,6 +55,12 @@ def _tokenizer() -> Any:
 @lru_cache(maxsize=65536)
 def _bpe(text: str) -> tuple[int, ...]:
     return tuple(_tokenizer().encode(text))
+
+
+def _attention_kernels(device: torch.device) -> list[SDPBackend]:
+    """All of them; on a CPU the plain products: there the fused one's backward pass takes longer than all else here."""
+    every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+    return every[-1:] if device.type == "cpu" else every
 
 
 def vocabulary(captions: Iterable[str]) -> tuple[int, ...]:
@@ -111,6 +118,7 @@ class ClipText(nn.Module):
     def forward(self, ids: Tensor) -> TextStates:
         """Encode (b, l) ids; the pooled vector is the state of the end token."""
         mask = ids != PAD
-        _, tokens = self.transformer(ids)
+        with sdpa_kernel(_attention_kernels(ids.device)):
+            _, tokens = self.transformer(ids)
         last = mask.sum(dim=1) - 1
         return TextStates(tokens, mask, tokens[torch.arange(len(ids), device=ids.device), last])

@@ -125,6 +125,20 @@ def test_causal_tokens_see_only_what_stands_before_them() -> None:
     assert (one[:3] - other[:3]).abs().amax(dim=1).min() > 1e-4
 
 
+@either_way
+def test_the_kernel_that_is_fast_on_a_cpu_gives_what_the_fused_one_gives(causal: bool) -> None:
+    text = encoder(causal=causal)
+    ids = text.tokenize(CAPTIONS)
+    with torch.no_grad():
+        states, (_, fused) = text(ids), text.transformer(ids)
+    torch.testing.assert_close(states.tokens[states.mask], fused[states.mask], rtol=1e-12, atol=1e-12)
+
+
+def test_the_wide_layer_of_a_block_has_the_width_asked_for() -> None:
+    text = ClipText(ClipConfig(width=24, heads=3, mlp_ratio=2, vocabulary=WORDS))
+    assert {block.mlp.c_fc.out_features for block in text.transformer.transformer.resblocks} == {48}
+
+
 def test_pooled_is_the_state_of_the_end_token() -> None:
     states = encode(encoder(), "a red circle", "")
     torch.testing.assert_close(states.pooled, torch.stack([states.tokens[0, 4], states.tokens[1, 1]]))
