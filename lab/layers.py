@@ -19,7 +19,7 @@ from torch import Tensor, nn
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 GROUP_WIDTH = 16  # channels that share one mean and variance in a group norm
-QUERY_GAIN = 3.0  # of the places that cross-attention queries hear, over features of deviation 1
+QUERY_GAIN = 3.0  # of the places that cross-attention queries hear: they start at deviation 1.2, what is there at 1
 _EDGE = "is_edge"
 
 
@@ -97,7 +97,7 @@ class PlaceEmbedding(nn.Module):
     Args:
         width: channels of the result.
         waves: frequencies per axis; the k-th makes k / 2 turns over the map.
-        gain: how large the features are; at 1 their deviation starts at about 0.6.
+        gain: factor on the features; at 1 their deviation starts at about 0.4.
     """
 
     frequencies: Tensor
@@ -207,7 +207,7 @@ class FeedForward(nn.Module):
 class Transformer(nn.Module):
     """Self-attention, cross-attention to text tokens and a feed-forward layer over the positions of a feature map.
 
-    The queries of the cross-attention are told their place, louder than what is there: which object of the text a place
+    The queries of the cross-attention are told their place, as loud as what is there: which object of the text a place
     is about must be learned where the state is almost pure noise (docs/log.md, 2026-11-25, "where, and of what").
 
     Args:
