@@ -63,10 +63,10 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """The commit of these sources and whether they differ from it; (None, None) where git does not know."""
+    """The commit of these sources and whether they differ from it, runs aside; (None, None) where git does not know."""
     if not (_ROOT / ".git").exists():
         return None, None
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".", ":(exclude)runs")
     return commit, None if changes is None else bool(changes)
 
 
