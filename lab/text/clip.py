@@ -1,6 +1,7 @@
 """The open_clip door: CLIP's tokenizer and text transformer, small and trained jointly, or pretrained and frozen."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -55,12 +56,6 @@ def _tokenizer() -> Any:
 @lru_cache(maxsize=65536)
 def _bpe(text: str) -> tuple[int, ...]:
     return tuple(_tokenizer().encode(text))
-
-
-def _attention_kernels(device: torch.device) -> list[SDPBackend]:
-    """All of them; on a CPU the plain products: there the fused one's backward pass takes longer than all else here."""
-    every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-    return every[-1:] if device.type == "cpu" else every
 
 
 def vocabulary(captions: Iterable[str]) -> tuple[int, ...]:
@@ -118,7 +113,8 @@ class ClipText(nn.Module):
     def forward(self, ids: Tensor) -> TextStates:
         """Encode (b, l) ids; the pooled vector is the state of the end token."""
         mask = ids != PAD
-        with sdpa_kernel(_attention_kernels(ids.device)):
+        # On a CPU the backward pass of the fused attention takes longer than all else here; plain products do not.
+        with sdpa_kernel(SDPBackend.MATH) if ids.device.type == "cpu" else nullcontext():
             _, tokens = self.transformer(ids)
         last = mask.sum(dim=1) - 1
         return TextStates(tokens, mask, tokens[torch.arange(len(ids), device=ids.device), last])

@@ -1,5 +1,6 @@
 """What a run writes down about where it came from."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from lab import environment
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_sources_are_dirty_when_they_changed_and_not_when_a_run_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -19,7 +21,7 @@ def test_the_sources_are_dirty_when_they_changed_and_not_when_a_run_was_written(
     (tmp_path / "code.py").write_text("1\n")
     git("init")
     git("add", ".")
-    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "first")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "commit", "-m", "first")
     commit, dirty = environment.git_state()
     assert len(commit or "") == 40
     assert dirty is False

@@ -126,11 +126,14 @@ def test_causal_tokens_see_only_what_stands_before_them() -> None:
 
 
 @either_way
-def test_the_kernel_that_is_fast_on_a_cpu_gives_what_the_fused_one_gives(causal: bool) -> None:
+def test_plain_products_are_taken_on_a_cpu_and_give_what_the_fused_kernel_gives(causal: bool) -> None:
     text = encoder(causal=causal)
     ids = text.tokenize(CAPTIONS)
+    allowed: list[bool] = []
+    text.transformer.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cuda.flash_sdp_enabled()))
     with torch.no_grad():
         states, (_, fused) = text(ids), text.transformer(ids)
+    assert allowed == [False, True]
     torch.testing.assert_close(states.tokens[states.mask], fused[states.mask], rtol=1e-12, atol=1e-12)
 
 
