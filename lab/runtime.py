@@ -20,6 +20,8 @@ from lab.layers import ResidualBlock, Transformer
 Precision = Literal["fp32", "bf16"]
 Module = TypeVar("Module", bound=nn.Module)
 
+HOPELESS = 5.0  # times the least: a first pass that slow, planning included, is no start that a later one makes up for
+
 
 class RuntimeConfig(Config):
     """Where to compute. Nothing here changes what is computed beyond rounding.
@@ -54,6 +56,11 @@ class Runtime:
     channels_last: bool = False
     rank: int = 0
     world: int = 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the inner products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def autocast(self) -> AbstractContextManager[object]:
         """Give the context in which networks run."""
@@ -116,12 +123,17 @@ def _device(name: str) -> torch.device:
 def _step_seconds(runtimes: Sequence[Runtime], width: int = 128, batch: int = 16, repeats: int = 6) -> list[float]:
     """Least time of a forward and backward pass of a small typical network, for each runtime.
 
-    They take turns, and the least time counts: what else the machine does only ever adds.
+    They take turns, and the least time counts: what else the machine does only ever adds. One whose first pass is
+    hopeless makes no other: a CPU without instructions for bfloat16 takes a hundred times as long with it.
     """
     steps = [_step(runtime, width, batch) for runtime in runtimes]
-    for step in steps:
-        step()  # the first pass also plans and allocates
-    return [min(times) for times in zip(*([step() for step in steps] for _ in range(repeats)), strict=True)]
+    steps[0]()  # starts the device
+    seconds = [step() for step in steps]  # plans and allocates
+    racing = [i for i, first in enumerate(seconds) if first < HOPELESS * min(seconds)]
+    for _ in range(repeats):
+        for i in racing:
+            seconds[i] = min(seconds[i], steps[i]())
+    return seconds
 
 
 def _step(runtime: Runtime, width: int, batch: int) -> Callable[[], float]:

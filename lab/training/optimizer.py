@@ -63,10 +63,17 @@ class OptimizerConfig(Config):
         return self.rate * self.factor_at(step, steps)
 
 
-def build(module: nn.Module, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
+def build(
+    module: nn.Module, config: OptimizerConfig, arithmetic: torch.dtype = torch.float32
+) -> tuple[torch.optim.Optimizer, ...]:
     """Give the optimizers that together hold each trainable parameter of a module once.
 
     Each parameter group keeps its peak rate as "peak".
+
+    Args:
+        module: what is trained.
+        config: what updates it, and how fast.
+        arithmetic: of Muon's matrix products: bfloat16 is enough, and on some CPUs a hundred times slower than float32.
     """
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -91,7 +98,9 @@ def build(module: nn.Module, config: OptimizerConfig) -> tuple[torch.optim.Optim
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "peak": config.rate},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.rate, betas=config.betas, fused=True)
-    return (adamw, Muon(hidden, config.matrix_rate, config.momentum, config.weight_decay)) if hidden else (adamw,)
+    if not hidden:
+        return (adamw,)
+    return adamw, Muon(hidden, config.matrix_rate, config.momentum, config.weight_decay, arithmetic)
 
 
 def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
@@ -116,12 +125,21 @@ class Muon(torch.optim.Optimizer):
         rate: size of a step.
         momentum: of the running average of gradients, used in Nesterov's way.
         weight_decay: decoupled, as in AdamW.
+        arithmetic: of the matrix products.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        rate: float,
+        momentum: float,
+        weight_decay: float,
+        arithmetic: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(parameters, {"lr": rate, "peak": rate, "momentum": momentum, "weight_decay": weight_decay})
+        self.arithmetic = arithmetic
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -134,7 +152,7 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
             for (rows, columns), parameters in shapes.items():
                 mixed = torch.stack([self._momentum(p, group["momentum"]).reshape(rows, columns) for p in parameters])
-                updates = orthogonalise(mixed) * max(1.0, rows / columns) ** 0.5
+                updates = orthogonalise(mixed, self.arithmetic) * max(1.0, rows / columns) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
@@ -147,13 +165,13 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(average, momentum)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Bring all singular values of (n, rows, columns) matrices near 1 by Newton-Schulz iterations, in bfloat16.
+def orthogonalise(matrices: Tensor, arithmetic: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
+    """Bring all singular values of (n, rows, columns) matrices near 1 by Newton-Schulz iterations.
 
     Source: Jordan et al. 2024; Bernstein and Newhouse 2024, arXiv:2409.20325.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x = matrices.to(arithmetic)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

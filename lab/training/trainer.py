@@ -125,7 +125,10 @@ class Trainer:
     def __post_init__(self) -> None:
         for name, player in self.stage.players.items():
             self.stage.players[name] = self.runtime.place(player)
-        self.optimizers = {name: build(player, self.config.optimizer) for name, player in self.stage.players.items()}
+        self.optimizers = {
+            name: build(player, self.config.optimizer, self.runtime.dtype)
+            for name, player in self.stage.players.items()
+        }
         self.averages = [Average(self.stage.players["model"], length) for length in self.config.ema]
         self._failed_saves = 0
         self._meter = Meter()

@@ -99,6 +99,12 @@ def test_the_measurement_is_a_time_and_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_what_is_hopelessly_slow_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = {"fp32": iter([9.0, 2.0, 1.0, 3.0]), "bf16": iter([100.0])}
+    monkeypatch.setattr(module, "_step", lambda runtime, *_: lambda: next(passes[runtime.precision]))
+    assert module._step_seconds([Runtime(CPU, "fp32"), Runtime(CPU, "bf16")], repeats=2) == [1.0, 100.0]
+
+
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_autocast_is_the_precision_of_products(precision: str, expected: torch.dtype) -> None:
     with Runtime(CPU, precision).autocast():
