@@ -29,6 +29,12 @@ class NonFinite(WordbrushError):
     exit_code = 70
 
 
+class ProcessLost(WordbrushError):
+    """Another process of the same training died or hangs; starting again goes on."""
+
+    exit_code = 75
+
+
 class StorageFailed(WordbrushError):
     """The disk is full or refuses to be written."""
 

@@ -9,6 +9,10 @@
 The same command again continues a run that was stopped, killed or preempted: bit for bit, from its newest good
 checkpoint. Ctrl-C, SIGTERM and SIGUSR1 save and stop. Any key of the configuration can be set as dotted.key=value; a
 misspelt one is named. Watch a run with ``tensorboard --logdir runs``.
+
+Several processes, on one machine or many (docs/cluster.md), share each step's samples and make the same step:
+
+    torchrun --standalone --nproc-per-node 2 scripts/train.py configs/shapes.yaml
 """
 
 import argparse
@@ -19,7 +23,10 @@ from typing import TYPE_CHECKING
 from scripts.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
+    from lab.world import World
     from scripts.assemble import DiffusionExperiment
+
+READY, FINISHED = 1, 2  # what the first process tells the others of a run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,10 +47,22 @@ def main(argv: Sequence[str]) -> int:
     overrides = [word for word in options.words if "=" in word]
     if len(presets) != (options.resume is None) or (options.resume and options.run):
         parser.error("name one preset (configs/shapes.yaml, with --run for its folder) or one run (--resume runs/NAME)")
-    path, experiment = (
-        _resume(options.resume, overrides) if options.resume else _begin(Path(presets[0]), overrides, options.run)
-    )
-    return _train(path, experiment)
+    from lab.world import World
+
+    with World.connect() as world:
+        if not world.is_first:
+            path = options.resume or options.run or Path("runs") / _name(Path(presets[0]), overrides)
+            return _follow(path, world)
+        path, experiment = (
+            _resume(options.resume, overrides) if options.resume else _begin(Path(presets[0]), overrides, options.run)
+        )
+        return _train(path, experiment, world)
+
+
+def _name(preset: Path, overrides: Sequence[str]) -> str:
+    from scripts import assemble
+
+    return assemble.load(preset, overrides).name
 
 
 def _begin(preset: Path, overrides: Sequence[str], folder: Path | None) -> "tuple[Path, DiffusionExperiment]":
@@ -84,20 +103,24 @@ def _resume(path: Path, overrides: Sequence[str]) -> "tuple[Path, DiffusionExper
     return path, asked
 
 
-def _train(path: Path, experiment: "DiffusionExperiment") -> int:
+def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int:
+    """Be the process that writes the run, alone or with others that follow."""
     from lab.rundir import RunDir
     from scripts import assemble
 
     with RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, experiment) as rundir:
         status = rundir.status()
-        if status and status.step >= experiment.train.steps and status.state == "finished":
+        is_finished = status is not None and status.state == "finished" and status.step >= experiment.train.steps
+        if status and is_finished:
+            world.from_first(FINISHED)
             print(
                 f"{path} is finished at step {status.step}; to extend it: "
                 f"python scripts/train.py --resume {path} train.steps={2 * status.step}"
             )
             return 0
         rundir.replace_config(experiment)
-        trainer = assemble.trainer(experiment, rundir)
+        world.from_first(READY)
+        trainer = assemble.trainer(experiment, rundir, world)
         print(assemble.describe(trainer, path))
         code = trainer.fit()
         done = (
@@ -107,6 +130,17 @@ def _train(path: Path, experiment: "DiffusionExperiment") -> int:
         )
         print(f"{path}: {done}")
         return code
+
+
+def _follow(path: Path, world: "World") -> int:
+    """Be one of the processes that help the first: read what it decided, and write nothing."""
+    from lab.rundir import RunDir
+    from scripts import assemble
+
+    if world.from_first(READY) == FINISHED:
+        return 0
+    rundir = RunDir.view(path)
+    return assemble.trainer(assemble.load(rundir.config_path, []), rundir, world).fit()
 
 
 if __name__ == "__main__":

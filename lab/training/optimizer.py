@@ -111,8 +111,12 @@ def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> Non
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale gradients down to a largest norm (0: no limit) and give the norm they had."""
-    return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+    """Scale gradients down to a largest norm (0: no limit), unless it is not finite; give the norm they had."""
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit and torch.isfinite(norm):
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 class Muon(torch.optim.Optimizer):

@@ -18,9 +18,10 @@ from lab.randomness import normal
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training import checkpoint
+from lab.training.config import TrainConfig
 from lab.training.ema import Average
 from lab.training.optimizer import OptimizerConfig
-from lab.training.trainer import Evaluator, TrainConfig, Trainer
+from lab.training.trainer import Evaluator, Trainer
 
 OPTIMIZER = OptimizerConfig(rate=0.05, warm_up=3, weight_decay=0.1, clip=0)
 
