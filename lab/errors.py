@@ -29,6 +29,10 @@ class NonFinite(WordbrushError):
     exit_code = 70
 
 
+class OutOfMemory(WordbrushError):
+    """The memory of the device is too small for even one sample; the exit code is the base's 1."""
+
+
 class ProcessLost(WordbrushError):
     """Another process of the same training died or hangs; starting again goes on."""
 

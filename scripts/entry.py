@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from lab.errors import WordbrushError
 
 EXIT_CODES = (
-    "exit codes: 0 done, 2 refused, 65 bad data, 70 not finite, 74 disk, 128 + n ended by signal n (the state is saved)"
+    "exit codes: 0 done, 1 out of memory, 2 refused, 65 bad data, 70 not finite, 74 disk, 75 a process was lost, "
+    "128 + n ended by signal n (the state is saved)"
 )
 
 

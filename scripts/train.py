@@ -47,35 +47,30 @@ def main(argv: Sequence[str]) -> int:
     overrides = [word for word in options.words if "=" in word]
     if len(presets) != (options.resume is None) or (options.resume and options.run):
         parser.error("name one preset (configs/shapes.yaml, with --run for its folder) or one run (--resume runs/NAME)")
+    from lab.rundir import RunDir
     from lab.world import World
-
-    with World.connect() as world:
-        if not world.is_first:
-            path = options.resume or options.run or Path("runs") / _name(Path(presets[0]), overrides)
-            return _follow(path, world)
-        path, experiment = (
-            _resume(options.resume, overrides) if options.resume else _begin(Path(presets[0]), overrides, options.run)
-        )
-        return _train(path, experiment, world)
-
-
-def _name(preset: Path, overrides: Sequence[str]) -> str:
     from scripts import assemble
 
-    return assemble.load(preset, overrides).name
+    if options.resume:
+        path, asked = options.resume, assemble.load(RunDir.view(options.resume).config_path, overrides)
+    else:
+        asked = assemble.load(Path(presets[0]), overrides)
+        path = options.run or Path("runs") / asked.name
+    with World.connect(asked.runtime.timeout_s) as world:
+        if not world.is_first:
+            return _follow(path, world)
+        return _train(path, _resume(path, asked) if options.resume else _begin(path, asked), world)
 
 
-def _begin(preset: Path, overrides: Sequence[str], folder: Path | None) -> "tuple[Path, DiffusionExperiment]":
-    """A run from a preset: a new one, or the one of the very same configuration."""
+def _begin(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
+    """The experiment of a new run, or of the one of the very same configuration."""
     from lab.config import diff
     from lab.errors import Refused
     from lab.rundir import RunDir
     from scripts import assemble
 
-    asked = assemble.load(preset, overrides)
-    path = folder or Path("runs") / asked.name
     if not RunDir.is_run(path):
-        return path, assemble.complete(asked)
+        return assemble.complete(asked)
     known = assemble.load(path / "config.yaml", [])
     if changes := diff(known, assemble.complete(asked, known)):
         more = f" and {len(changes) - 1} more" if changes[1:] else ""
@@ -83,24 +78,22 @@ def _begin(preset: Path, overrides: Sequence[str], folder: Path | None) -> "tupl
             f"{path} holds another configuration ({changes[0]}{more}): "
             f"start another run with --run runs/OTHER, or go on with this one by --resume {path} [key=value]"
         )
-    return path, known
+    return known
 
 
-def _resume(path: Path, overrides: Sequence[str]) -> "tuple[Path, DiffusionExperiment]":
-    """A run with its own configuration, except for what may change on the way."""
+def _resume(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
+    """The experiment of a run with its own configuration, except for what may change on the way."""
     from lab.errors import Refused
     from lab.experiment import identity_changes
-    from lab.rundir import RunDir
     from scripts import assemble
 
-    stored = RunDir.view(path).config_path
-    known = assemble.load(stored, [])
-    asked = assemble.complete(assemble.load(stored, overrides), known)
+    known = assemble.load(path / "config.yaml", [])
+    asked = assemble.complete(asked, known)
     if changes := identity_changes(known, asked):
         raise Refused(
             f"{path}: {changes[0]} would make it another experiment; start one with a preset and --run runs/OTHER"
         )
-    return path, asked
+    return asked
 
 
 def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int:

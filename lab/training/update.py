@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.data.loader import Batch, Loader
-from lab.errors import NonFinite, Refused
+from lab.errors import NonFinite, OutOfMemory, Refused
 from lab.randomness import seed_torch
 from lab.runtime import Runtime
 from lab.training.config import TrainConfig
@@ -100,7 +100,7 @@ class Updater:
 
         Raises:
             NonFinite: a loss or a gradient is not, and the run is to stop then; weights and moments are as before.
-            OutOfMemoryError: memory does not suffice for a single sample.
+            OutOfMemory: memory does not suffice for a single sample.
         """
         player, world, config = self.stage.players[name], self._runtime.world, self._config
         own = self._gradient(name, window)
@@ -134,7 +134,7 @@ class Updater:
             if not self._runtime.world.largest(int(problem is not None)):
                 return samples
             if self.micro_batch == 1:
-                raise torch.OutOfMemoryError(
+                raise OutOfMemory(
                     f"memory does not suffice for a single sample ({problem or 'on another process'}): "
                     "set runtime.recompute=true, or choose a smaller network or smaller images"
                 )
@@ -183,7 +183,9 @@ class Updater:
         bad = [step * self._config.batch + i for i, fine in enumerate(losses.isfinite().tolist()) if not fine]
         if not bad:
             parameters = self.stage.players[name].named_parameters()
-            first = next((key for key, p in parameters if p.grad is not None and not p.grad.isfinite().all()), "none")
+            first = next(
+                (key for key, p in parameters if p.grad is not None and not p.grad.isfinite().all()), "its norm"
+            )
             return f"the gradient of {name!r} is not finite (first in {first}), though the loss of every sample is"
         batch = self._loader.batch(bad[:4])
         module = self._first_non_finite(name, batch.with_images(self._runtime.batch(batch.images)))
