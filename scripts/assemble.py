@@ -118,7 +118,7 @@ def describe(trainer: Trainer, path: Path) -> str:
     )
     runtime, config = trainer.runtime, trainer.config
     return (
-        f"{path}: {config.steps} steps of {config.batch} samples; parameters: {sizes}; "
+        f"{path}: {config.budget or f'{config.steps} steps'} of {config.batch} samples; parameters: {sizes}; "
         f"{runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads"
     )
 

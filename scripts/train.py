@@ -103,12 +103,13 @@ def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int
 
     with RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, experiment) as rundir:
         status = rundir.status()
-        is_finished = status is not None and status.state == "finished" and status.step >= experiment.train.steps
-        if status and is_finished:
+        known = status is not None and status.state == "finished"
+        if status and known and (experiment.train.budget or status.step >= experiment.train.steps):
             world.from_first(FINISHED)
+            without = "train.budget= " if experiment.train.budget else ""
             print(
                 f"{path} is finished at step {status.step}; to extend it: "
-                f"python scripts/train.py --resume {path} train.steps={2 * status.step}"
+                f"python scripts/train.py --resume {path} {without}train.steps={2 * status.step}"
             )
             return 0
         rundir.replace_config(experiment)

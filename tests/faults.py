@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,6 +123,14 @@ def out_of_memory(samples: int, times: int = 1000) -> None:
 def sleep_at(nth: int, seconds: float) -> None:
     """Hang in the nth micro-batch."""
     at("loss", nth, lambda: time.sleep(seconds))
+
+
+def even_clock() -> None:
+    """Let every step take a second, as the trainer sees it."""
+    from lab.training import trainer
+
+    ticks = itertools.count()
+    trainer.time = SimpleNamespace(perf_counter=lambda: next(ticks))  # type: ignore[assignment]
 
 
 def in_double() -> None:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from lab.config import Config
 from lab.training import snapshot
+from lab.training.budget import PATTERN
 from lab.training.optimizer import OptimizerConfig
 
 
@@ -13,7 +14,9 @@ class TrainConfig(Config):
     """How long and how to train.
 
     Attributes:
-        steps: optimizer steps in all.
+        steps: optimizer steps in all; with a budget, at most.
+        budget: training time after which the run is finished, such as "6h", "90m" or "1h30m"; "" for none. The fall of
+            the rate is placed by the speed that the run shows, once, and every step after that is as in any other run.
         batch: samples per step, over all processes.
         micro_batch: samples per pass of the network, any number up to ``batch``; 0 for all of a process's at once. The
             step is the same but for rounding. It is halved when memory runs out.
@@ -28,6 +31,7 @@ class TrainConfig(Config):
     """
 
     steps: int = Field(10_000, ge=1)
+    budget: str = Field("", pattern=PATTERN)
     batch: int = Field(32, ge=1)
     micro_batch: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
@@ -44,6 +48,11 @@ class TrainConfig(Config):
     def _possible(self) -> "TrainConfig":
         if self.micro_batch > self.batch:
             raise ValueError(f"micro_batch {self.micro_batch} is larger than batch {self.batch}")
+        if self.budget and (self.optimizer.decay != "wsd" or self.optimizer.decay_share > 0.5):
+            raise ValueError(
+                "budget decides late when the rate falls: set optimizer.decay to wsd and optimizer.decay_share to at "
+                "most 0.5"
+            )
         names = {snapshot.average_name(length) for length in self.ema}
         if not self.ema or not all(0.001 <= length < 0.28 for length in self.ema) or len(names) < len(self.ema):
             raise ValueError(

@@ -11,12 +11,11 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lab.data.loader import Batch, Loader
 from lab.errors import NonFinite, Refused, StorageFailed
@@ -24,9 +23,11 @@ from lab.images import grid
 from lab.rundir import RunDir, State
 from lab.runtime import Runtime
 from lab.training import checkpoint, snapshot
+from lab.training.budget import Budget, Ending, seconds_of
 from lab.training.config import TrainConfig
 from lab.training.ema import Average
 from lab.training.meter import Meter
+from lab.training.progress import Progress
 from lab.training.signals import Interrupted, Stopper
 from lab.training.stage import Stage
 from lab.training.update import Updater
@@ -59,6 +60,7 @@ class Trainer:
         facts: what every checkpoint's manifest says of its origin.
         evaluators: measured on their own periods.
         step: optimizer steps made so far.
+        ending: when the run ends and how its rate falls; ``None`` while a budget has not decided it.
         seconds: wall time of training so far, previews and checkpoints included, over all processes that worked on the
             run.
     """
@@ -78,6 +80,11 @@ class Trainer:
             self.stage.players[name] = self.runtime.prepare(player)
         self.updater = Updater(self.stage, self.loader, self.runtime, self.config)
         self.averages = [Average(self.stage.players["model"], length) for length in self.config.ema]
+        self.ending: Ending | None = self.config.optimizer.ending(self.config.steps)
+        self._budget: Budget | None = None
+        if self.config.budget:
+            share = self.config.optimizer.decay_share
+            self._budget, self.ending = Budget(seconds_of(self.config.budget), share, self.config.steps), None
         self._writes = self.runtime.world.is_first
         self._failed_saves = 0
         self._unlooked = False
@@ -87,6 +94,11 @@ class Trainer:
     def seen(self) -> int:
         """Samples consumed, which is also the next slot."""
         return self.step * self.config.batch
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step is made."""
+        return self.ending is not None and self.step >= self.ending.last
 
     def fit(self) -> int:
         """Train to the last step, from wherever the newest checkpoint is.
@@ -116,7 +128,7 @@ class Trainer:
         except BaseException as error:
             self._status("failed", f"{type(error).__name__}: {error}")
             raise
-        if signal and (self.step < self.config.steps or self._unlooked):
+        if signal and (not self.is_done or self._unlooked):
             self._status("preempted", f"signal {signal}")
             return 128 + signal
         self._status("finished")
@@ -126,7 +138,10 @@ class Trainer:
         """Give the whole state at a step boundary."""
         tensors = snapshot.take(self.stage.players, self.updater.optimizers, self.averages, self.stage.memory)
         state = {"step": self.step, "seen": self.seen, "batch": self.config.batch, "seconds": self.seconds}
-        more = {"meter": self._meter.state(), "updater": self.updater.state(), "unlooked": self._unlooked}
+        more: dict[str, Any] = {"meter": self._meter.state(), "updater": self.updater.state()}
+        more["unlooked"] = self._unlooked
+        if self._budget:
+            more["ending"] = asdict(self.ending) if self.ending else None
         return checkpoint.Snapshot(tensors, {**state, **more})
 
     def load_state(self, saved: checkpoint.Snapshot) -> None:
@@ -145,6 +160,8 @@ class Trainer:
         self._meter = Meter(saved.state["meter"])
         self.updater.load_state(saved.state.get("updater", {}))
         self._unlooked = bool(saved.state.get("unlooked", False))
+        if self._budget and saved.state.get("ending"):
+            self.ending = Ending(**saved.state["ending"])
 
     def _agree_on_step(self) -> None:
         world = self.runtime.world
@@ -158,40 +175,31 @@ class Trainer:
         """Make steps to the last one or to a signal; give the signal's number, or 0."""
         config, world, meter = self.config, self.runtime.world, self._meter
         began, signal = time.perf_counter() - self.seconds, 0
-        bar = tqdm(
-            total=config.steps,
-            initial=self.step,
-            unit="step",
-            desc="train",
-            dynamic_ncols=True,
-            disable=not self._writes,
-        )
         share = world.share(config.batch)
         rounds = self.loader.batches(
             self.seen + share.start, config.windows(len(share)), skipped=config.batch - len(share)
         )
-        with closing(rounds) as batches, bar:
+        progress = Progress(self.step, config.workers, shown=self._writes)
+        with closing(rounds) as batches, progress:
             if self._unlooked:  # a signal kept this step from being looked at
                 self._look(stopper)
                 signal = world.largest(stopper.signal or 0)
-            while not signal and self.step < config.steps:
+            while not signal and not self.is_done:
                 with meter.waiting():
                     window = [self._receive(next(batches)) for _ in config.windows(len(share))]
                 self._make_step(window)
-                bar.update()
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    figures = meter.read(config.batch)
-                    bar.set_postfix(
-                        loss=f"{figures.get('train/loss', float('nan')):.4f}",
-                        images_per_s=f"{figures['time/images_per_second']:.0f}",
-                    )
-                    self._log(figures)
                 self.seconds = time.perf_counter() - began
+                decided = self._decide()
+                progress.advance(self.ending)
+                if self.step % config.log_every == 0 or self.is_done:
+                    figures = meter.read(config.batch)
+                    progress.show(figures)
+                    self._log(figures)
                 with meter.paused():
                     self._look(stopper)
                     signal = world.largest(stopper.signal or 0)
-                    last = self.step == config.steps or signal > 0
-                    if last or self.step % config.checkpoint_every == 0:
+                    last = self.is_done or signal > 0
+                    if last or decided or self.step % config.checkpoint_every == 0:
                         self._save(last)
         return signal
 
@@ -204,17 +212,17 @@ class Trainer:
         samples: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         all_made = True
+        factor = self.config.optimizer.factor_at(self.step, self.ending)
         for name in self.stage.players:
             prefix = "" if name == "model" else f"{name}/"
             try:
-                update = self.updater(name, window, self.step)
+                update = self.updater(name, window, self.step, factor)
             except NonFinite as error:
                 raise NonFinite(f"{error}. {self._save_last_good(is_boundary=not samples)}") from error
             all_made &= update.made
             samples |= {prefix + metric: values for metric, values in update.samples.items()}
             figures |= {prefix + metric: values.sum() / self.config.batch for metric, values in update.samples.items()}
             figures[prefix + "gradient_norm"] = update.gradient_norm
-            factor = self.config.optimizer.factor_at(self.step, self.config.steps)
             figures[prefix + "learning_rate"] = torch.tensor(factor * self.config.optimizer.rate)
         self.step += 1
         if all_made:
@@ -245,7 +253,7 @@ class Trainer:
             return
         self._unlooked = True
         try:
-            if config.preview_every and (self.step % config.preview_every == 0 or self.step == config.steps):
+            if config.preview_every and (self.step % config.preview_every == 0 or self.is_done):
                 captions = self.loader.batch(range(min(16, config.batch))).captions
                 with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():
                     images = self.stage.preview(model, captions)
@@ -260,6 +268,16 @@ class Trainer:
         if figures:
             self._log(figures)
         self._unlooked = False
+
+    def _decide(self) -> bool:
+        """Let the budget, if there is one, decide on the ending; say whether it just did."""
+        if self._budget is None or self.ending is not None:
+            return False
+        ending = self._budget.decide(self.step, self.seconds)
+        last = self.runtime.world.from_first(ending.last if ending else 0)
+        if last:
+            self.ending = Ending(float(self.step), last)
+        return last > 0
 
     def _log(self, figures: Mapping[str, float]) -> None:
         if self._writes:

@@ -90,13 +90,14 @@ class Updater:
         if self._runtime.precision == "fp16":
             self.loss_scale, self._good = float(state.get("loss_scale", SCALE)), int(state.get("good", 0))
 
-    def __call__(self, name: str, window: Sequence[Batch], step: int) -> Update:
+    def __call__(self, name: str, window: Sequence[Batch], step: int, factor: float) -> Update:
         """Make step ``step``, counted from 0, of a player.
 
         Args:
             name: of the player.
             window: this process's samples of the step, on the device.
-            step: sets the rates.
+            step: for messages.
+            factor: share of the peak rates.
 
         Raises:
             NonFinite: a loss or a gradient is not, and the run is to stop then; weights and moments are as before.
@@ -113,7 +114,7 @@ class Updater:
         if not (torch.isfinite(norm) and torch.isfinite(samples["loss"]).all()):
             self._leave_out(name, samples["loss"], step)
             return Update(samples, norm, made=False)
-        set_rates(self.optimizers[name], config.optimizer.factor_at(step, config.steps))
+        set_rates(self.optimizers[name], factor)
         for optimizer in self.optimizers[name]:
             optimizer.step()
         self.skipped, self._good = 0, self._good + 1

@@ -74,9 +74,9 @@ def gradient(tmp_path_factory: pytest.TempPathFactory) -> Gradient:
         stage = kind(fresh.config, model.double() if double else model.float(), fresh.codec, fresh.size, CPU)
         loader = (InDouble if double else Loader)(source, seed=3)
         config = TrainConfig(steps=1, batch=BATCH, micro_batch=micro_batch, optimizer=OptimizerConfig(clip=0))
-        trainer = Trainer(stage, loader, CPU, rundir, config, step=1)  # after the last step the rate is 0: weights stay
+        trainer = Trainer(stage, loader, CPU, rundir, config)
         batches = loader.batches(0, config.windows())
-        trainer.updater("model", [next(batches) for _ in config.windows()], step=1)
+        trainer.updater("model", [next(batches) for _ in config.windows()], step=0, factor=0.0)
         return torch.cat(
             [parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None]
         )

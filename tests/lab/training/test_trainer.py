@@ -129,7 +129,7 @@ def test_a_fit_is_adamw_on_the_mean_loss_at_the_rate_of_the_step(tmp_path: Path,
     for step in range(6):
         points = loader.batch(range(8 * step, 8 * step + 8)).images.flatten(1)
         for group in adamw.param_groups:
-            group["lr"] = OPTIMIZER.rate_at(step, 6)
+            group["lr"] = OPTIMIZER.rate * OPTIMIZER.factor_at(step, OPTIMIZER.ending(6))
         adamw.zero_grad()
         (line(points)[:, 0] - points.mean(dim=1)).square().mean().backward()
         adamw.step()
@@ -144,7 +144,9 @@ def test_it_writes_means_over_samples_and_steps(tmp_path: Path) -> None:
     assert [(line["step"], line["seen"]) for line in (first, second)] == [(4, 32), (6, 48)]
     assert first["train/slot"] == pytest.approx(sum(range(32)) / 32)
     assert second["train/slot"] == pytest.approx(sum(range(32, 48)) / 16)
-    assert first["train/learning_rate"] == pytest.approx(sum(OPTIMIZER.rate_at(step, 6) for step in range(4)) / 4)
+    assert first["train/learning_rate"] == pytest.approx(
+        sum(OPTIMIZER.rate * OPTIMIZER.factor_at(step, OPTIMIZER.ending(6)) for step in range(4)) / 4
+    )
     assert {"train/loss", "train/gradient_norm", "time/images_per_second", "time/data_wait_share"} <= first.keys()
 
 

@@ -38,7 +38,7 @@ def test_when_memory_runs_out_the_same_step_is_made_in_smaller_passes(
     assert [line["train/loss"] for line in made.rundir.metrics()] == [
         line["train/loss"] for line in small.rundir.metrics()
     ]
-    assert [record.getMessage().split("train.")[1] for record in caplog.records] == [
+    assert [record.getMessage().split("train.")[1] for record in caplog.records if "memory" in record.msg] == [
         "micro_batch=4, and so do those to come",
         "micro_batch=2, and so do those to come",
     ]
@@ -50,7 +50,7 @@ def test_a_run_goes_on_with_the_passes_that_fitted(tmp_path: Path, caplog: pytes
     caplog.clear()
     more = finish(trainer(tmp_path / "run", Line(most=3), steps=4))
     assert more.updater.micro_batch == 2
-    assert caplog.records == []
+    assert "memory" not in caplog.text
 
 
 def test_a_sample_that_does_not_fit_alone_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_losses_of_fp16_are_scaled_and_their_gradients_are_not() -> None:
     one, other = updater(plain, "fp32"), updater(scaled)
     assert (one.loss_scale, other.loss_scale) == (1, 2**8)
     for number in range(3):
-        norms = [each("model", batches(number), number).gradient_norm.item() for each in (one, other)]
+        norms = [each("model", batches(number), number, 1.0).gradient_norm.item() for each in (one, other)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-2)  # fp16 rounds to 0.05 %
     assert torch.allclose(plain.players["model"].weight, scaled.players["model"].weight, atol=2e-3)
 
@@ -161,23 +161,23 @@ def test_an_overflow_of_fp16_halves_the_scale_and_changes_no_weight() -> None:
     stage = Line(spoilt=[3], spoilt_by=1e35)
     made = updater(stage)
     before = stage.players["model"].weight.clone()
-    assert made("model", batches(0), 0).made is False
+    assert made("model", batches(0), 0, 1.0).made is False
     assert (made.loss_scale, made.skipped) == (2**7, 1)
     assert torch.equal(stage.players["model"].weight, before)
     assert not made.optimizers["model"][0].state
     fresh = updater(Line())
     fresh.load_state(made.state())
     assert (fresh.loss_scale, fresh.skipped) == (2**7, 1)
-    assert made("model", batches(1), 1).made is True
+    assert made("model", batches(1), 1, 1.0).made is True
     assert made.skipped == 0
 
 
 def test_fp16_that_overflows_for_ever_ends_the_run() -> None:
     made = updater(Line(spoilt=range(100), spoilt_by=1e37), max_skipped=3)
     for number in range(3):
-        assert made("model", batches(number), number).made is False
+        assert made("model", batches(number), number, 1.0).made is False
     with pytest.raises(NonFinite, match="step 4: the gradient"):
-        made("model", batches(3), 3)
+        made("model", batches(3), 3, 1.0)
 
 
 @pytest.mark.usefixtures("modest_scale")
@@ -185,7 +185,7 @@ def test_the_scale_grows_after_many_good_updates(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "SCALE_GROWS_AFTER", 2)
     made = updater(Line())
     for number in range(4):
-        made("model", batches(number), number)
+        made("model", batches(number), number, 1.0)
     assert made.loss_scale == 2**10
 
 
@@ -206,7 +206,7 @@ def test_gradients_are_exchanged_once_per_update_whatever_the_micro_batches(micr
     config = TrainConfig(batch=8, micro_batch=micro_batch, optimizer=STEADY)
     made = Updater(Line(), Loader(Points(), seed=1), Runtime(CPU, world=world), config)
     for number in range(3):
-        made("model", batches(number), number)
+        made("model", batches(number), number, 1.0)
     assert world.sums == [2, 2, 2]  # weight and bias
 
 
