@@ -7,6 +7,7 @@
     python scripts/benchmark.py overhead                         # what sampling costs beside the network
     python scripts/benchmark.py diffusers                        # side by side with diffusers
     python scripts/benchmark.py train                            # how fast training is, and where its time goes
+    python scripts/benchmark.py trainer                          # the trainer beside a loop written by hand
 
 ``benchmark.py SUBCOMMAND --help`` says more. Times are medians of alternating repetitions: what else the machine does
 meets all sides alike. Set OMP_NUM_THREADS to measure with fewer threads.
@@ -82,6 +83,15 @@ Bar: with the loader at least 0.95 of the images per second of one batch kept in
 """
 
 
+TRAINER = """Put the trainer beside a loop of a dozen lines with the same network, loss, AdamW, clipping and average.
+
+    python scripts/benchmark.py trainer                                        # configs/shapes.yaml
+    python scripts/benchmark.py trainer configs/shapes.yaml runtime.threads=1 --micro-batches 32 --repeats 9
+
+Bars: a step takes at most 1.03 of the time by hand, and each further average at most 1.5 % more. Nothing is written.
+"""
+
+
 def main(argv: Sequence[str]) -> int:
     """Measure; see the module's text."""
     options = _parser().parse_args(argv)
@@ -106,6 +116,10 @@ def main(argv: Sequence[str]) -> int:
             from scripts.benchmarks import against_diffusers
 
             return against_diffusers.benchmark(options)
+        case "trainer":
+            from scripts.benchmarks import bare_loop
+
+            return bare_loop.benchmark(options)
         case _:
             from scripts.benchmarks import training
 
@@ -133,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     _overhead(kind("overhead", OVERHEAD))
     _diffusers(kind("diffusers", DIFFUSERS))
     _train(kind("train", TRAIN))
+    trainer = kind("trainer", TRAINER)
+    _train(trainer)
+    trainer.add_argument(
+        "--micro-batches", type=int, nargs="+", default=[8, 32], metavar="N", help="samples per pass (default 8 32)"
+    )
     return parser
 
 

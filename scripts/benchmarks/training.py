@@ -40,7 +40,7 @@ class Kept:
 
     window: Sequence[Batch]
 
-    def batches(self, start: int, sizes: Sequence[int]) -> Generator[Batch, None, None]:
+    def batches(self, start: int, sizes: Sequence[int], skipped: int = 0) -> Generator[Batch, None, None]:
         """Give the batches round and round."""
         while True:
             yield from self.window

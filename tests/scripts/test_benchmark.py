@@ -14,11 +14,14 @@ from torch import Tensor
 
 from diffusion.pipeline import Pipeline, SamplingConfig, times_of
 from diffusion.schedule import logsnr
+from lab import runtime as runtimes
+from lab.data.loader import Loader
 from lab.data.shapes import Shapes
 from lab.errors import BadData, Refused
+from lab.rundir import RunDir
 from scripts import assemble, benchmark
 from scripts.assemble import Trained
-from scripts.benchmarks import against_diffusers, combinations, overhead, plots, samplers, tables, training
+from scripts.benchmarks import against_diffusers, bare_loop, combinations, overhead, plots, samplers, tables, training
 from scripts.benchmarks import reference as command
 from scripts.benchmarks.cells import Cell, plan
 from scripts.benchmarks.figures import Sheet
@@ -431,3 +434,30 @@ def test_slow_data_shows_in_the_speed_of_training_and_in_its_parts(tmp_path: Pat
     assert shares["data"] > max(shares[part] for part in ("forward", "backward", "optimizer"))
     assert min(shares.values()) > 0
     assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_the_loop_by_hand_makes_the_trainer_s_step(tmp_path: Path) -> None:
+    """Or their times would say nothing: one step of each from the same weights moves every weight alike."""
+    quiet = ["train.optimizer.matrices=adamw", "train.optimizer.rate=1e-3", "train.optimizer.warm_up=0"]
+    words = [*quiet, "train.optimizer.weight_decay=0.01", "train.optimizer.decay=none", "train.preview_every=0"]
+    experiment = assemble.complete(assemble.load(TINY, [*words, "train.steps=1", "stage.unet.dropout=0"]))
+    runtime = runtimes.start(experiment.runtime)
+    stage = assemble.stage(experiment, runtime)
+    window = Loader(Shapes(experiment.data), experiment.seed).batch(range(experiment.train.batch)).split(4)
+    loop = bare_loop.BareLoop(stage, window, runtime)
+    loop.step()
+    with RunDir.create(tmp_path / "run", experiment) as rundir:
+        trainer = assemble.trainer(experiment, rundir)
+        before = {name: weight.clone() for name, weight in trainer.stage.players["model"].state_dict().items()}
+        trainer.fit()
+    for name, weight in trainer.stage.players["model"].state_dict().items():
+        moved, by_hand = weight - before[name], loop.model.state_dict()[name] - before[name]
+        assert (moved - by_hand).abs().max() <= 2e-5  # vectors do not decay in the trainer: 1e-3 * 0.01
+
+
+def test_the_trainer_and_the_loop_by_hand_take_turns(tmp_path: Path) -> None:
+    words = ["train.micro_batch=3", "train.log_every=1", "train.preview_every=0", "train.checkpoint_every=100"]
+    experiment = assemble.complete(assemble.load(TINY, words))
+    times = bare_loop.measure(experiment, tmp_path, steps=1, repeats=2)
+    assert {side: len(turns) for side, turns in times.items()} == dict.fromkeys(bare_loop.SIDES, 2)
+    assert min(min(turns) for turns in times.values()) > 0

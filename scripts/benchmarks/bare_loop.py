@@ -1,0 +1,135 @@
+"""What the trainer costs beside the loop that anybody would write by hand.
+
+The same network, loss, batches in memory, AdamW, clipping and one average of the weights, once in a loop of a dozen
+lines and once in the trainer with all that it checks, counts and logs; they take turns. A third side keeps one more
+average.
+"""
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import cast
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lab import runtime as runtimes
+from lab.data.loader import Batch, Loader
+from lab.data.shapes import Shapes
+from lab.rundir import RunDir
+from lab.runtime import Runtime
+from lab.training.stage import Stage
+from scripts import assemble
+from scripts.assemble import DiffusionExperiment
+from scripts.benchmarks.timing import met
+from scripts.benchmarks.training import Kept
+
+BAR, EMA_BAR = 1.03, 1.015
+PRESET = "configs/shapes.yaml"
+SIDES = ("bare", "trainer", "one more average")
+
+
+class BareLoop:
+    """Training by hand.
+
+    Args:
+        stage: gives the network and the loss.
+        window: the micro-batches of every step.
+        runtime: where it runs.
+    """
+
+    def __init__(self, stage: Stage, window: Sequence[Batch], runtime: Runtime) -> None:
+        self.stage, self.runtime = stage, runtime
+        self.model = runtime.place(stage.players["model"]).train()
+        self.window = [batch.with_images(runtime.batch(batch.images)) for batch in window]
+        self.average = copy.deepcopy(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, betas=(0.9, 0.99), fused=True)
+
+    def step(self) -> None:
+        """Make one step."""
+        samples = sum(len(batch) for batch in self.window)
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in self.window:
+            with self.runtime.autocast():
+                losses, _ = self.stage.loss("model", batch)
+            (losses.sum() / samples).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 0.01)
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Run the subcommand; see scripts/benchmark.py."""
+    presets = [word for word in options.words if "=" not in word] or [PRESET]
+    overrides = [word for word in options.words if "=" in word]
+    quiet = ["train.preview_every=0", "evaluate.every_steps=0", "train.optimizer.matrices=adamw"]
+    rare = [f"train.log_every={options.steps}", f"train.checkpoint_every={10 * options.steps * (options.repeats + 1)}"]
+    for micro_batch in options.micro_batches:
+        words = [*overrides, *quiet, *rare, f"train.micro_batch={micro_batch}"]
+        experiment = assemble.complete(assemble.load(Path(presets[0]), words))
+        with tempfile.TemporaryDirectory() as folder:
+            times = measure(experiment, Path(folder), options.steps, options.repeats)
+        bare, trainer, more = (median(times[side]) for side in SIDES)
+        batch, runtime = experiment.train.batch, experiment.runtime
+        print(
+            f"{presets[0]}: {batch} samples in passes of {micro_batch}, {runtime.precision}, "
+            f"{torch.get_num_threads()} threads: by hand {1e3 * bare:.1f} ms a step, "
+            f"the trainer {1e3 * trainer:.1f} ms, with one more average {1e3 * more:.1f} ms"
+        )
+        print(f"the trainer takes {trainer / bare:.3f} of it by hand; {met(trainer / bare, BAR, at_least=False)}")
+        print(f"one more average makes it {more / trainer:.3f}; {met(more / trainer, EMA_BAR, at_least=False)}")
+    return 0
+
+
+def measure(experiment: DiffusionExperiment, folder: Path, steps: int, repeats: int) -> dict[str, list[float]]:
+    """Let the sides take turns.
+
+    Args:
+        experiment: completed.
+        folder: for the trainer's runs.
+        steps: measured per turn, after as many that are not.
+        repeats: measured turns of each side, after one that is not.
+
+    Returns:
+        Seconds per step of each turn, by side.
+    """
+    runtime = runtimes.start(experiment.runtime)
+    loader = Loader(Shapes(experiment.data), experiment.seed)
+    window = loader.batch(range(experiment.train.batch)).split(experiment.train.micro_batch)
+    loop = BareLoop(assemble.stage(experiment, runtime), window, runtime)
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for turn in tqdm(range(repeats + 1), unit="turn", desc="trainer"):
+        for side in SIDES if turn % 2 else reversed(SIDES):
+            if side == "bare":
+                for _ in range(steps):
+                    loop.step()
+                begin = time.perf_counter()
+                for _ in range(steps):
+                    loop.step()
+                seconds = (time.perf_counter() - begin) / steps
+            else:
+                lengths = (0.05, 0.1) if side == "one more average" else (0.05,)
+                seconds = _turn_of_trainer(experiment, folder / side, window, lengths, 2 * steps * (turn + 1))
+            if turn:
+                times[side].append(seconds)
+    return times
+
+
+def _turn_of_trainer(
+    experiment: DiffusionExperiment, folder: Path, window: Sequence[Batch], lengths: tuple[float, ...], until: int
+) -> float:
+    """Train a run on to a step; give the seconds per step of the second half of the turn, as the trainer logs them."""
+    train = experiment.train.model_copy(update={"steps": until, "ema": lengths})
+    longer = experiment.model_copy(update={"train": train})
+    with RunDir.open(folder) if RunDir.is_run(folder) else RunDir.create(folder, longer) as rundir:
+        trainer = assemble.trainer(longer, rundir)
+        trainer.loader = cast(Loader, Kept(window))
+        trainer.fit()
+        speed: float = list(rundir.metrics())[-1]["time/images_per_second"]
+        return train.batch / speed
