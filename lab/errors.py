@@ -33,3 +33,7 @@ class StorageFailed(WordbrushError):
     """The disk is full or refuses to be written."""
 
     exit_code = 74
+
+
+class OutOfMemory(WordbrushError):
+    """The memory of the device is too small for even one image; the exit code is the base's 1."""
