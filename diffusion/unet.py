@@ -23,6 +23,7 @@ from lab.layers import (
     Downsample,
     LevelEmbedding,
     PlaceEmbedding,
+    Recomputable,
     ResidualBlock,
     Transformer,
     Upsample,
@@ -75,7 +76,7 @@ class UNetConfig(Config):
         return self
 
 
-class Stack(nn.Module):
+class Stack(Recomputable):
     """One residual block and, where the level has attention, one transformer block."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, config: UNetConfig, context: int | None) -> None:
@@ -155,7 +156,8 @@ class UNet(nn.Module):
 
         def run(stacks: nn.Module, h: Tensor, name: str) -> Tensor:
             for stack in stacks.children():
-                h = stack(h, embedding, cond)
+                assert isinstance(stack, Stack)
+                h = stack.run(h, embedding, cond)
             if tap:
                 tap(name, h)
             return h

@@ -29,11 +29,17 @@ class NonFinite(WordbrushError):
     exit_code = 70
 
 
+class OutOfMemory(WordbrushError):
+    """The memory of the device is too small for even one sample or image; the exit code is the base's 1."""
+
+
+class ProcessLost(WordbrushError):
+    """Another process of the same training died or hangs; starting again goes on."""
+
+    exit_code = 75
+
+
 class StorageFailed(WordbrushError):
     """The disk is full or refuses to be written."""
 
     exit_code = 74
-
-
-class OutOfMemory(WordbrushError):
-    """The memory of the device is too small for even one image; the exit code is the base's 1."""

@@ -9,7 +9,7 @@ from lab.config import Config, diff
 from lab.data.shapes import ShapesConfig
 from lab.runtime import RuntimeConfig
 from lab.text.clip import ClipConfig
-from lab.training.trainer import TrainConfig
+from lab.training.config import TrainConfig
 
 StageConfig = TypeVar("StageConfig", bound=Config)
 

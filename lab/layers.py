@@ -9,12 +9,13 @@ here.
 """
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -62,6 +63,22 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         scores = scores.masked_fill(~rearrange(mask, "b m -> b 1 1 m"), -math.inf)
     mixed: Tensor = scores.softmax(dim=-1).to(value.dtype) @ value
     return mixed
+
+
+class Recomputable(nn.Module):
+    """A block whose inner activations can be computed a second time on the way back instead of being kept.
+
+    Attributes:
+        recompute: whether ``run`` does so; set by ``lab.runtime``.
+    """
+
+    recompute = False
+
+    def run(self, *inputs: Any) -> Any:
+        """Call the block, keeping no more than its inputs where that is asked for and a gradient is wanted."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self, *inputs, use_reentrant=False)
+        return self(*inputs)
 
 
 class LevelEmbedding(nn.Module):

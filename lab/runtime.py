@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from lab.config import Config
 from lab.errors import Refused
-from lab.layers import ResidualBlock, Transformer
+from lab.layers import Recomputable, ResidualBlock, Transformer
+from lab.world import ALONE, World
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Module = TypeVar("Module", bound=nn.Module)
 
 HOPELESS = 5.0  # times the least: a first pass that slow, planning included, is no start that a later one makes up for
@@ -28,16 +30,25 @@ class RuntimeConfig(Config):
 
     Attributes:
         device: "auto" takes CUDA, else Apple's MPS, else the CPU.
-        precision: of the network's inner products; weights, norms, softmax and losses stay fp32. "auto" is measured
-            once when a run starts and written into its configuration.
+        precision: of the network's inner products; weights, norms, softmax and losses stay fp32. "auto" is the faster
+            of fp32 and bf16, measured once when a run starts and written into its configuration. fp16 is for GPUs
+            without bf16: its losses are scaled up against underflow.
         channels_last: memory layout of feature maps; "auto" is measured with the precision.
         threads: CPU threads; 0 leaves torch's own choice. Results on the CPU are bit-equal only at equal threads.
+        compile: whether networks are compiled by ``torch.compile`` before the first step, which takes minutes and
+            speeds up a long run on a GPU.
+        recompute: whether training keeps only the inputs of the network's blocks and computes the rest again on the way
+            back, which halves the memory of activations for a third more time.
+        timeout_s: how long the other processes of a run wait for one, in seconds, before they give it up for lost.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
     threads: int = Field(0, ge=0)
+    compile: bool = False
+    recompute: bool = False
+    timeout_s: float = Field(1800.0, gt=0)
 
 
 @dataclass(frozen=True)
@@ -48,29 +59,41 @@ class Runtime:
         device: where models and batches live.
         precision: see ``RuntimeConfig``.
         channels_last: whether feature maps have their channels last in memory.
-        rank, world: this process and their number.
+        compile, recompute: see ``RuntimeConfig``.
+        world: the processes that work together, of which this is one.
     """
 
     device: torch.device
     precision: Precision = "fp32"
     channels_last: bool = False
-    rank: int = 0
-    world: int = 1
+    compile: bool = False
+    recompute: bool = False
+    world: World = ALONE
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the inner products."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return DTYPES[self.precision]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Give the context in which networks run."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, self.dtype, enabled=self.precision != "fp32")
 
     def place(self, module: Module) -> Module:
         """Move a module to the device, in the memory layout of this run."""
         if self.channels_last:
             return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
         return module.to(self.device)
+
+    def prepare(self, module: Module) -> Module:
+        """Place a module that is to be trained, and compile it or let it recompute where that was asked for."""
+        for block in module.modules():
+            if isinstance(block, Recomputable):
+                block.recompute = self.recompute
+        module = self.place(module)
+        if self.compile:
+            module.compile()  # in place: the names of its weights stay
+        return module
 
     def batch(self, images: Tensor) -> Tensor:
         """Move (b, c, h, w) images to the device, in the memory layout of this run."""
@@ -99,8 +122,12 @@ def resolve(config: RuntimeConfig) -> RuntimeConfig:
     return config.model_copy(update={"precision": fastest.precision, "channels_last": fastest.channels_last})
 
 
-def start(config: RuntimeConfig) -> Runtime:
+def start(config: RuntimeConfig, world: World = ALONE) -> Runtime:
     """Set the number of threads and give the runtime of a configuration; what is still "auto" is measured.
+
+    Args:
+        config: where to compute.
+        world: the processes that work together; on CUDA each takes the GPU of its number on its machine.
 
     Raises:
         Refused: the device is not there.
@@ -108,7 +135,11 @@ def start(config: RuntimeConfig) -> Runtime:
     config = resolve(config)
     assert config.precision != "auto"
     assert config.channels_last != "auto"
-    return Runtime(_device(config.device), config.precision, config.channels_last)
+    device = _device(config.device)
+    if device.type == "cuda" and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    return Runtime(device, config.precision, config.channels_last, config.compile, config.recompute, world)
 
 
 def _device(name: str) -> torch.device:

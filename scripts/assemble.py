@@ -31,6 +31,7 @@ from lab.text.clip import vocabulary
 from lab.training import checkpoint
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
+from lab.world import ALONE, World
 from vae.codec import Pixels
 
 DiffusionExperiment = Experiment[DiffusionConfig]
@@ -84,10 +85,11 @@ def stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
     )
 
 
-def trainer(experiment: DiffusionExperiment, rundir: RunDir) -> Trainer:
-    """Build the trainer of a completed experiment in its opened run directory."""
-    runtime = runtimes.start(experiment.runtime)
-    rundir.record_process(str(runtime.device), torch.get_num_threads())
+def trainer(experiment: DiffusionExperiment, rundir: RunDir, world: World = ALONE) -> Trainer:
+    """Build the trainer of a completed experiment in its run directory, which the first process has opened."""
+    runtime = runtimes.start(experiment.runtime, world)
+    if world.is_first:
+        rundir.record_process(str(runtime.device), torch.get_num_threads())
     source = Shapes(experiment.data)
     made = stage(experiment, runtime)
     return Trainer(
@@ -101,6 +103,7 @@ def trainer(experiment: DiffusionExperiment, rundir: RunDir) -> Trainer:
             "config_sha256": hashlib.sha256(configuration.dump(experiment).encode()).hexdigest(),
             "data": source.fingerprint,
             "threads": torch.get_num_threads(),
+            "processes": world.size,
             "precision": runtime.precision,
             **{k: v for k, v in rundir.environment()["processes"][-1].items() if k in ("commit", "dirty", "packages")},
         },
@@ -115,7 +118,7 @@ def describe(trainer: Trainer, path: Path) -> str:
     )
     runtime, config = trainer.runtime, trainer.config
     return (
-        f"{path}: {config.steps} steps of {config.batch} samples; parameters: {sizes}; "
+        f"{path}: {config.budget or f'{config.steps} steps'} of {config.batch} samples; parameters: {sizes}; "
         f"{runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads"
     )
 

@@ -8,7 +8,7 @@ from lab.errors import WordbrushError
 from lab.training.signals import Stopped
 
 EXIT_CODES = (
-    "exit codes: 0 done, 1 out of memory, 2 refused, 65 bad data, 70 not finite, 74 disk, "
+    "exit codes: 0 done, 1 out of memory, 2 refused, 65 bad data, 70 not finite, 74 disk, 75 a process was lost, "
     "128 + n ended by signal n (the state is saved)"
 )
 

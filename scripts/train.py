@@ -9,6 +9,10 @@
 The same command again continues a run that was stopped, killed or preempted: bit for bit, from its newest good
 checkpoint. Ctrl-C, SIGTERM and SIGUSR1 save and stop. Any key of the configuration can be set as dotted.key=value; a
 misspelt one is named. Watch a run with ``tensorboard --logdir runs``.
+
+Several processes, on one machine or many (docs/cluster.md), share each step's samples and make the same step:
+
+    torchrun --standalone --nproc-per-node 2 scripts/train.py configs/shapes.yaml
 """
 
 import argparse
@@ -19,7 +23,10 @@ from typing import TYPE_CHECKING
 from scripts.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
+    from lab.world import World
     from scripts.assemble import DiffusionExperiment
+
+READY, FINISHED = 1, 2  # what the first process tells the others of a run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,23 +47,30 @@ def main(argv: Sequence[str]) -> int:
     overrides = [word for word in options.words if "=" in word]
     if len(presets) != (options.resume is None) or (options.resume and options.run):
         parser.error("name one preset (configs/shapes.yaml, with --run for its folder) or one run (--resume runs/NAME)")
-    path, experiment = (
-        _resume(options.resume, overrides) if options.resume else _begin(Path(presets[0]), overrides, options.run)
-    )
-    return _train(path, experiment)
+    from lab.rundir import RunDir
+    from lab.world import World
+    from scripts import assemble
+
+    if options.resume:
+        path, asked = options.resume, assemble.load(RunDir.view(options.resume).config_path, overrides)
+    else:
+        asked = assemble.load(Path(presets[0]), overrides)
+        path = options.run or Path("runs") / asked.name
+    with World.connect(asked.runtime.timeout_s) as world:
+        if not world.is_first:
+            return _follow(path, world)
+        return _train(path, _resume(path, asked) if options.resume else _begin(path, asked), world)
 
 
-def _begin(preset: Path, overrides: Sequence[str], folder: Path | None) -> "tuple[Path, DiffusionExperiment]":
-    """A run from a preset: a new one, or the one of the very same configuration."""
+def _begin(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
+    """The experiment of a new run, or of the one of the very same configuration."""
     from lab.config import diff
     from lab.errors import Refused
     from lab.rundir import RunDir
     from scripts import assemble
 
-    asked = assemble.load(preset, overrides)
-    path = folder or Path("runs") / asked.name
     if not RunDir.is_run(path):
-        return path, assemble.complete(asked)
+        return assemble.complete(asked)
     known = assemble.load(path / "config.yaml", [])
     if changes := diff(known, assemble.complete(asked, known)):
         more = f" and {len(changes) - 1} more" if changes[1:] else ""
@@ -64,40 +78,43 @@ def _begin(preset: Path, overrides: Sequence[str], folder: Path | None) -> "tupl
             f"{path} holds another configuration ({changes[0]}{more}): "
             f"start another run with --run runs/OTHER, or go on with this one by --resume {path} [key=value]"
         )
-    return path, known
+    return known
 
 
-def _resume(path: Path, overrides: Sequence[str]) -> "tuple[Path, DiffusionExperiment]":
-    """A run with its own configuration, except for what may change on the way."""
+def _resume(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
+    """The experiment of a run with its own configuration, except for what may change on the way."""
     from lab.errors import Refused
     from lab.experiment import identity_changes
-    from lab.rundir import RunDir
     from scripts import assemble
 
-    stored = RunDir.view(path).config_path
-    known = assemble.load(stored, [])
-    asked = assemble.complete(assemble.load(stored, overrides), known)
+    known = assemble.load(path / "config.yaml", [])
+    asked = assemble.complete(asked, known)
     if changes := identity_changes(known, asked):
         raise Refused(
             f"{path}: {changes[0]} would make it another experiment; start one with a preset and --run runs/OTHER"
         )
-    return path, asked
+    return asked
 
 
-def _train(path: Path, experiment: "DiffusionExperiment") -> int:
+def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int:
+    """Be the process that writes the run, alone or with others that follow."""
     from lab.rundir import RunDir
     from scripts import assemble
 
     with RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, experiment) as rundir:
         status = rundir.status()
-        if status and status.step >= experiment.train.steps and status.state == "finished":
+        known = status is not None and status.state == "finished"
+        if status and known and (experiment.train.budget or status.step >= experiment.train.steps):
+            world.from_first(FINISHED)
+            without = "train.budget= " if experiment.train.budget else ""
             print(
                 f"{path} is finished at step {status.step}; to extend it: "
-                f"python scripts/train.py --resume {path} train.steps={2 * status.step}"
+                f"python scripts/train.py --resume {path} {without}train.steps={2 * status.step}"
             )
             return 0
         rundir.replace_config(experiment)
-        trainer = assemble.trainer(experiment, rundir)
+        world.from_first(READY)
+        trainer = assemble.trainer(experiment, rundir, world)
         print(assemble.describe(trainer, path))
         code = trainer.fit()
         done = (
@@ -107,6 +124,17 @@ def _train(path: Path, experiment: "DiffusionExperiment") -> int:
         )
         print(f"{path}: {done}")
         return code
+
+
+def _follow(path: Path, world: "World") -> int:
+    """Be one of the processes that help the first: read what it decided, and write nothing."""
+    from lab.rundir import RunDir
+    from scripts import assemble
+
+    if world.from_first(READY) == FINISHED:
+        return 0
+    rundir = RunDir.view(path)
+    return assemble.trainer(assemble.load(rundir.config_path, []), rundir, world).fit()
 
 
 if __name__ == "__main__":

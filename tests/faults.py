@@ -13,22 +13,28 @@ A fault is one of the functions below with its arguments; it changes the child a
 
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
+GRACE_S = 5.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -113,6 +119,56 @@ def small_memory(largest: int) -> None:
     Pixels.decode = decode  # type: ignore[method-assign]
 
 
+def out_of_memory(samples: int, times: int = 1000) -> None:
+    """Let memory run out in the first passes of more samples than these."""
+    import torch
+
+    from diffusion.stage import DiffusionStage
+
+    honest, failures = DiffusionStage.loss, itertools.count(1)
+
+    def loss(self: Any, player: str, batch: Any) -> Any:
+        losses = honest(self, player, batch)
+        if len(batch) > samples and next(failures) <= times:
+            losses[0].sum().backward()  # half of a way back was made
+            raise torch.OutOfMemoryError("injected: tried to allocate 1 GiB")
+        return losses
+
+    DiffusionStage.loss = loss  # type: ignore[method-assign]
+
+
+def sleep_at(nth: int, seconds: float) -> None:
+    """Hang in the nth micro-batch."""
+    at("loss", nth, lambda: time.sleep(seconds))
+
+
+def even_clock() -> None:
+    """Let every step take a second, as the trainer sees it."""
+    from lab.training import trainer
+
+    ticks = itertools.count()
+    trainer.time = SimpleNamespace(perf_counter=lambda: next(ticks))  # type: ignore[assignment]
+
+
+def in_double() -> None:
+    """Train in float64."""
+    from lab.data.loader import Loader
+    from scripts import assemble
+
+    stage, collate = assemble.stage, Loader._collate
+
+    def double_stage(*given: Any) -> Any:
+        made = stage(*given)
+        made.players["model"].double()
+        return made
+
+    def double_batch(self: Loader, items: Any) -> Any:
+        batch = collate(self, items)
+        return batch.with_images(batch.images.double())
+
+    assemble.stage, Loader._collate = double_stage, double_batch  # type: ignore[method-assign]
+
+
 def small_disk(num_bytes: int) -> None:
     """Let no file grow beyond this size, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -184,18 +240,24 @@ class Scripts(AbstractContextManager["Scripts"]):
 
     def __call__(self, name: str, *arguments: object, fault: tuple[Any, ...] = ()) -> Done:
         """Run ``scripts/<name>.py`` with arguments, and maybe a fault, to its end."""
-        call, *rest = fault or (None,)
+        return self.together(name, *arguments, faults=[[fault] if fault else []])[0]
+
+    def together(self, name: str, *arguments: object, faults: Sequence[Sequence[tuple[Any, ...]]]) -> list[Done]:
+        """Run a script in several processes that work together, as torchrun starts them, each with its own faults.
+
+        When one of them fails, the others are asked to stop; see ``fork``.
+        """
         order = {
             "name": name,
             "arguments": [str(a) for a in arguments],
-            "fault": [call.__name__, *rest] if call else None,
+            "faults": [[[call.__name__, *rest] for call, *rest in own] for own in faults],
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-            return Done(**json.loads(self._process.stdout.readline()))
+            return [Done(**done) for done in json.loads(self._process.stdout.readline())]
         except BaseException:  # the test ran out of time: the answer must not reach the next one
             self.__exit__()
             self.__enter__()
@@ -217,25 +279,68 @@ def serve(orders: Iterator[str]) -> None:
     gc.freeze()  # or a child copies every page that its collector looks at
     answers = os.fdopen(os.dup(1), "w")
     for line in orders:
-        order = json.loads(line)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = os.fork()
-            if child == 0:
-                for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out.fileno(), 1), (err.fileno(), 2)):
-                    os.dup2(source, target)
-                play(order)
-            _, status = os.waitpid(child, 0)
-            texts = {name: (file.seek(0), file.read().decode())[1] for name, file in (("out", out), ("err", err))}
-        answers.write(json.dumps({"code": os.waitstatus_to_exitcode(status), **texts}) + "\n")
+        answers.write(json.dumps(fork(json.loads(line))) + "\n")
         answers.flush()
 
 
-def play(order: dict[str, Any]) -> None:
+def fork(order: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run a child per list of faults and tell how each ended: "code", "out" and "err".
+
+    When one fails, the others get SIGTERM at once and SIGKILL ``GRACE_S`` later, as from torchrun, which waits 30 s.
+    """
+    size, port = len(order["faults"]), free_port()
+    files = [[tempfile.TemporaryFile() for _ in ("out", "err")] for _ in range(size)]  # noqa: SIM115
+    children: dict[int, int] = {}
+    for rank, (out, err) in enumerate(files):
+        child = os.fork()
+        if child == 0:
+            for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out.fileno(), 1), (err.fileno(), 2)):
+                os.dup2(source, target)
+            if size > 1:
+                world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in world.items()}}
+            play(order, order["faults"][rank])
+        children[child] = rank
+    codes: dict[int, int] = {}
+    killer: threading.Timer | None = None
+    while children:
+        child, status = os.wait()
+        codes[children.pop(child)] = code = os.waitstatus_to_exitcode(status)
+        if code and children and killer is None:
+            others = list(children)
+            send(others, signal.SIGTERM)
+            killer = threading.Timer(GRACE_S, send, (others, signal.SIGKILL))
+            killer.start()
+    if killer:
+        killer.cancel()
+    answers = []
+    for rank, (out, err) in enumerate(files):
+        texts = {name: (file.seek(0), file.read().decode())[1] for name, file in (("out", out), ("err", err))}
+        answers.append({"code": codes[rank], **texts})
+        out.close()
+        err.close()
+    return answers
+
+
+def send(processes: Sequence[int], number: int) -> None:
+    """Send a signal to those that are still there."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def play(order: dict[str, Any], faults: Sequence[Sequence[Any]]) -> None:
     """Be the script, to the end of this process."""
     from scripts import entry
 
-    if order["fault"]:
-        name, *arguments = order["fault"]
+    for name, *arguments in faults:
         globals()[name](*arguments)
     sys.argv = [f"scripts/{order['name']}.py", *order["arguments"]]
     try:

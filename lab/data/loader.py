@@ -36,6 +36,19 @@ class Batch:
         """Give the same batch with its images elsewhere (another device or layout)."""
         return replace(self, images=images)
 
+    def split(self, size: int) -> "list[Batch]":
+        """Cut into consecutive batches of a size, the last one perhaps smaller."""
+        return [
+            replace(
+                self,
+                images=self.images[begin : begin + size],
+                captions=self.captions[begin : begin + size],
+                slots=self.slots[begin : begin + size],
+                ids=self.ids[begin : begin + size],
+            )
+            for begin in range(0, len(self), size)
+        ]
+
 
 class _Slots(Dataset[tuple[int, Sample]]):
     """A source seen as a map from slots to samples."""
@@ -59,14 +72,19 @@ class Loader:
     def __init__(self, source: Source, seed: int, workers: int = 0) -> None:
         self.source, self.seed, self.workers = source, seed, workers
 
-    def batches(self, start: int, sizes: Sequence[int]) -> Generator[Batch, None, None]:
+    def batches(self, start: int, sizes: Sequence[int], skipped: int = 0) -> Generator[Batch, None, None]:
         """Give batches for ever: of ``sizes[0]`` slots from ``start`` on, then ``sizes[1]``, and so on round and round.
 
         Close it to end the workers.
+
+        Args:
+            start: the first slot.
+            sizes: of the batches of one round.
+            skipped: slots left out after each round, which other processes load.
         """
         yield from DataLoader(
             _Slots(self.source, self.seed),
-            batch_sampler=_Windows(start, sizes),
+            batch_sampler=_Windows(start, sizes, skipped),
             num_workers=self.workers,
             collate_fn=self._collate,
             prefetch_factor=4 if self.workers else None,
@@ -90,10 +108,10 @@ def _outlive_signals(worker: int) -> None:
 
 
 class _Windows:
-    """Consecutive windows of slots, of sizes that repeat."""
+    """Consecutive windows of slots, of sizes that repeat, with a gap after each round."""
 
-    def __init__(self, start: int, sizes: Sequence[int]) -> None:
-        self.start, self.sizes = start, sizes
+    def __init__(self, start: int, sizes: Sequence[int], skipped: int) -> None:
+        self.start, self.sizes, self.skipped = start, sizes, skipped
 
     def __iter__(self) -> Iterator[list[int]]:
         slot = self.start
@@ -101,3 +119,4 @@ class _Windows:
             for size in self.sizes:
                 yield list(range(slot, slot + size))
                 slot += size
+            slot += self.skipped

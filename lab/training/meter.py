@@ -22,24 +22,31 @@ class Meter:
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()} if state else {}
         self._steps = int(state["steps"]) if state else 0
+        self._skipped = int(state.get("skipped", 0)) if state else 0
         self._timed, self._waited, self._began = 0, 0.0, time.perf_counter()
 
     def state(self) -> dict[str, Any]:
         """Give sums and steps as JSON values; float32 survives JSON exactly."""
-        return {"sums": {name: value.item() for name, value in self._sums.items()}, "steps": self._steps}
+        sums = {name: value.item() for name, value in self._sums.items()}
+        return {"sums": sums, "steps": self._steps, "skipped": self._skipped}
 
     def add(self, figures: Mapping[str, Tensor]) -> None:
-        """Take in one player's figures of one step."""
+        """Take in the figures of one step."""
+        self._steps += 1
         for name, value in figures.items():
             self._sums[name] = self._sums[name].to(value) + value if name in self._sums else value.clone()
 
+    def skip(self) -> None:
+        """Count a step that was not made."""
+        self._skipped += 1
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count a step, and the time inside the block as waiting for data."""
+        """Count a step of this process, and the time inside the block as waiting for data."""
         begin = time.perf_counter()
         yield
         self._waited += time.perf_counter() - begin
-        self._steps, self._timed = self._steps + 1, self._timed + 1
+        self._timed += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -49,11 +56,13 @@ class Meter:
         self._began += time.perf_counter() - begin
 
     def read(self, batch: int) -> dict[str, float]:
-        """Give the means and the speed since the last reading, and start anew."""
+        """Give the means over the steps made and the speed since the last reading, and start anew."""
         elapsed = time.perf_counter() - self._began
         figures = {f"train/{name}": value.item() / self._steps for name, value in self._sums.items()}
+        if self._skipped:
+            figures["train/skipped"] = float(self._skipped)
         figures["time/images_per_second"] = self._timed * batch / elapsed
         figures["time/data_wait_share"] = self._waited / elapsed
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps, self._skipped = {}, 0, 0
         self._timed, self._waited, self._began = 0, 0.0, time.perf_counter()
         return figures

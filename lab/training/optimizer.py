@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lab.config import Config
 from lab.layers import is_edge
+from lab.training.budget import Ending
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # after 5 steps all singular values lie in about [0.7, 1.2]
 
@@ -29,7 +30,7 @@ class OptimizerConfig(Config):
         warm_up: steps of linear warm-up.
         decay: "wsd" stays at the peak and falls linearly over the last ``decay_share`` of the steps; "cosine" falls
             from the end of the warm-up on; "none" stays.
-        decay_share: see above.
+        decay_share: see above; with ``train.budget``, of the time.
         weight_decay: of matrices and kernels; norms, biases and other vectors have none.
         betas: of AdamW's two moments.
         momentum: of Muon.
@@ -47,20 +48,25 @@ class OptimizerConfig(Config):
     momentum: float = Field(0.95, ge=0, lt=1)
     clip: float = Field(1.0, ge=0)
 
-    def factor_at(self, step: int, steps: int) -> float:
-        """Give the share of the peak rate at step 0, 1, .. steps - 1: a function of the step alone."""
+    def factor_at(self, step: int, ending: Ending | None) -> float:
+        """Give the share of the peak rate at step 0, 1, .. : a function of the step and of how the run ends.
+
+        Args:
+            step: counted from 0.
+            ending: when the rate begins to fall and is 0; ``None`` while that is not decided.
+        """
         warm = min(1.0, (step + 1) / (self.warm_up + 1))
-        if self.decay == "none":
+        if self.decay == "none" or ending is None:
             return warm
         if self.decay == "cosine":
-            progress = max(0, step - self.warm_up) / max(1, steps - self.warm_up)
+            progress = max(0, step - self.warm_up) / max(1, ending.last - self.warm_up)
             return warm * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-        left = (steps - step) / max(1.0, self.decay_share * steps)
+        left = (ending.last - step) / max(1.0, ending.last - ending.decay_from)
         return min(warm, max(0.0, left))
 
-    def rate_at(self, step: int, steps: int) -> float:
-        """Give AdamW's learning rate at a step."""
-        return self.rate * self.factor_at(step, steps)
+    def ending(self, steps: int) -> Ending:
+        """Give the ending of a run of so many steps."""
+        return Ending((1 - self.decay_share) * steps, steps)
 
 
 def build(
@@ -111,8 +117,12 @@ def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> Non
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale gradients down to a largest norm (0: no limit) and give the norm they had."""
-    return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+    """Scale gradients down to a largest norm (0: no limit), unless it is not finite; give the norm they had."""
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit and torch.isfinite(norm):
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 class Muon(torch.optim.Optimizer):

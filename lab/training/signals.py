@@ -19,6 +19,10 @@ class Stopped(Exception):
         self.exit_code = 128 + number
 
 
+class Interrupted(BaseException):
+    """Leaves at once what leaves no trace; raised by a signal inside ``Stopper.interruptible``."""
+
+
 class Stopper:
     """Remembers that this process was asked to stop.
 
@@ -28,6 +32,7 @@ class Stopper:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._interrupts = False
 
     @property
     def exit_code(self) -> int:
@@ -55,7 +60,21 @@ class Stopper:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal, also an earlier one, end the block by ``Interrupted``; for long work that can be redone."""
+        self._interrupts = True
+        try:
+            if self.signal is not None:
+                raise Interrupted
+            yield
+        finally:
+            self._interrupts = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+        if self._interrupts:
+            self._interrupts = False
+            raise Interrupted

@@ -165,7 +165,7 @@ def _turn(
         if keep:
             window = [trainer.loader.batch(range(size)) for size in longer.train.windows()]
             trainer.loader = cast(Loader, Kept(window))
-        trainer.stage = clock = Clocked(trainer.stage)
-        clock.watch(trainer.optimizers["model"])
+        trainer.stage = trainer.updater.stage = clock = Clocked(trainer.stage)
+        clock.watch(trainer.updater.optimizers["model"])
         trainer.fit()
         return list(rundir.metrics())[before:], clock

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from diffusion.condition import Cond
 from diffusion.unet import UNet, UNetConfig
 from lab.layers import PlaceEmbedding
+from lab.runtime import Runtime
 
 CONFIG = UNetConfig(patch=2, widths=(16, 32), depth=1, attention=(0, 1), head_width=16)  # factor 4
 CHANNELS, TOKENS, TEXT, POOLED = 5, 7, 11, 13  # mutually prime, so that no axis passes for another
@@ -159,3 +160,23 @@ def test_no_weight_is_idle(unet: UNet) -> None:
 def test_impossible_shapes_are_refused(wrong: dict[str, object], cause: str) -> None:
     with pytest.raises(ValidationError, match=cause):
         UNetConfig.model_validate(wrong)
+
+
+def test_recomputing_activations_keeps_fewer_of_them_and_gives_the_same_gradient(awaken) -> None:
+    """With dropout: the second pass must draw the same mask."""
+    kept, gradients = [], []
+    for recompute in (False, True):
+        unet = awaken(born(CONFIG.model_copy(update={"dropout": 0.3}))).train()
+        Runtime(torch.device("cpu"), recompute=recompute).prepare(unet)
+        sizes: list[int] = []
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            loss = unet(X, ANGLE, said(3)).square().mean()
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append(torch.cat([p.grad.flatten() for p in unet.parameters()]))
+    assert kept[1] < kept[0] / 3
+    assert torch.equal(gradients[0], gradients[1])
+    assert gradients[0].norm() > 0

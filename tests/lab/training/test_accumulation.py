@@ -14,8 +14,9 @@ from lab.data.shapes import Shapes
 from lab.randomness import seeded, uniform
 from lab.rundir import RunDir
 from lab.runtime import Runtime
+from lab.training.config import TrainConfig
 from lab.training.optimizer import OptimizerConfig
-from lab.training.trainer import TrainConfig, Trainer
+from lab.training.trainer import Trainer
 from scripts import assemble
 from tests.faults import ROOT, TINY
 
@@ -73,9 +74,9 @@ def gradient(tmp_path_factory: pytest.TempPathFactory) -> Gradient:
         stage = kind(fresh.config, model.double() if double else model.float(), fresh.codec, fresh.size, CPU)
         loader = (InDouble if double else Loader)(source, seed=3)
         config = TrainConfig(steps=1, batch=BATCH, micro_batch=micro_batch, optimizer=OptimizerConfig(clip=0))
-        trainer = Trainer(stage, loader, CPU, rundir, config, step=1)  # after the last step the rate is 0: weights stay
+        trainer = Trainer(stage, loader, CPU, rundir, config)
         batches = loader.batches(0, config.windows())
-        trainer._update("model", [next(batches) for _ in config.windows()])
+        trainer.updater("model", [next(batches) for _ in config.windows()], step=0, factor=0.0)
         return torch.cat(
             [parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None]
         )

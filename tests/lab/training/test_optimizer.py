@@ -18,7 +18,7 @@ STEPS = 1000
 
 def rates(**settings: object) -> list[float]:
     config = OptimizerConfig.model_validate({"rate": 2.0, "warm_up": 99, "decay_share": 0.25, **settings})
-    return [config.rate_at(step, STEPS) for step in range(STEPS)]
+    return [config.rate * config.factor_at(step, config.ending(STEPS)) for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("decay", ["wsd", "cosine", "none"])
@@ -52,9 +52,9 @@ def test_no_decay_stays_for_ever() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_short_runs_have_rates_too(decay: str, steps: int) -> None:
     config = OptimizerConfig.model_validate({"decay": decay, "warm_up": 10})
-    assert all(0 < config.rate_at(step, steps) <= config.rate for step in range(steps))
+    assert all(0 < config.factor_at(step, config.ending(steps)) <= 1 for step in range(steps))
     without = OptimizerConfig.model_validate({"decay": decay, "warm_up": 0})
-    assert without.rate_at(0, steps) == without.rate
+    assert without.factor_at(0, config.ending(steps)) == 1
 
 
 class Small(nn.Module):

@@ -148,8 +148,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_trace(
     command = ("train", TINY, "--run", tmp_path / "run")
     done = script(*command, fault=(nan_at, 10))
     assert done.code == 70
-    assert "error: step 5: loss or gradient of 'model' is not finite" in done.err.splitlines()[-1]
-    assert "samples shapes-train-7-24 .. shapes-train-7-29" in done.err
+    assert "error: step 5: the loss of 'model' is not finite for shapes-train-7-28, shapes-train-7-29" in done.err
+    assert "the same command goes on from step 4" in done.err.splitlines()[-1]
     status = RunDir.view(tmp_path / "run").status()
     assert status is not None
     assert (status.state, status.checkpoint) == ("failed", "step-00000004")

@@ -1,6 +1,8 @@
 """The one loop, on the smallest stage there is: a line through points, and a second player that follows it."""
 
 import math
+import os
+import signal
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
@@ -18,11 +20,14 @@ from lab.randomness import normal
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training import checkpoint
+from lab.training.config import TrainConfig
 from lab.training.ema import Average
 from lab.training.optimizer import OptimizerConfig
-from lab.training.trainer import Evaluator, TrainConfig, Trainer
+from lab.training.trainer import Evaluator, Trainer
 
+CPU = Runtime(torch.device("cpu"))
 OPTIMIZER = OptimizerConfig(rate=0.05, warm_up=3, weight_decay=0.1, clip=0)
+STEADY = OPTIMIZER.model_copy(update={"decay": "none"})  # whose rates do not depend on the length of the run
 
 
 class Points:
@@ -38,14 +43,20 @@ class Points:
 
 
 class Line:
-    """A model that learns the mean of a point's coordinates and a critic, maybe, that learns to say the same."""
+    """A model that learns the mean of a point's coordinates and a critic, maybe, that learns to say the same.
 
-    def __init__(self, *, critic: bool = False, spoilt_slot: int | None = None) -> None:
+    The loss of the spoilt slots is multiplied by ``spoilt_by``, and passes of more than ``most`` samples need more
+    memory than there is.
+    """
+
+    def __init__(
+        self, *, critic: bool = False, spoilt: Sequence[int] = (), spoilt_by: float = math.inf, most: int = 99
+    ) -> None:
         torch.manual_seed(0)
         self.players: MutableMapping[str, nn.Module] = {"model": nn.Linear(3, 1)}
         if critic:
             self.players["critic"] = nn.Linear(3, 1)
-        self.spoilt_slot = spoilt_slot
+        self.spoilt, self.spoilt_by, self.most = spoilt, spoilt_by, most
         self.memory: Mapping[str, Tensor] = {"slots": torch.zeros(6, dtype=torch.int64)}
         self.steps: list[Mapping[str, Tensor]] = []
         self.order: list[str] = []
@@ -56,8 +67,10 @@ class Line:
         said = self.players[player](points)[:, 0]
         aim = points.mean(dim=1) if player == "model" else self.players["model"](points)[:, 0].detach()
         losses = (said - aim).square()
-        if self.spoilt_slot in batch.slots:
-            losses = losses * math.inf
+        if len(batch) > self.most:
+            losses.sum().backward()  # half of the way back was made
+            raise torch.OutOfMemoryError("tried to allocate 1 GiB\nand so on")
+        losses = losses * torch.tensor([self.spoilt_by if slot in self.spoilt else 1.0 for slot in batch.slots])
         return losses, {"slot": torch.tensor([float(slot) for slot in batch.slots])}
 
     def after_step(self, samples: Mapping[str, Tensor]) -> None:
@@ -76,14 +89,19 @@ class Line:
         return {"line": Image.new("RGB", (4, 4))}
 
 
-def trainer(path: Path, stage: Line | None = None, evaluators: Sequence[Evaluator] = (), **settings: object) -> Trainer:
+def trainer(
+    path: Path,
+    stage: Line | None = None,
+    evaluators: Sequence[Evaluator] = (),
+    runtime: Runtime = CPU,
+    **settings: object,
+) -> Trainer:
     """A trainer in a run directory, made or opened."""
     config = TrainConfig(
         **{"steps": 6, "batch": 8, "log_every": 1, "preview_every": 0, "checkpoint_every": 2, "optimizer": OPTIMIZER}
         | settings
     )
     rundir = RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, Config())
-    runtime = Runtime(torch.device("cpu"))
     return Trainer(stage or Line(), Loader(Points(), seed=1), runtime, rundir, config, evaluators=evaluators)
 
 
@@ -111,7 +129,7 @@ def test_a_fit_is_adamw_on_the_mean_loss_at_the_rate_of_the_step(tmp_path: Path,
     for step in range(6):
         points = loader.batch(range(8 * step, 8 * step + 8)).images.flatten(1)
         for group in adamw.param_groups:
-            group["lr"] = OPTIMIZER.rate_at(step, 6)
+            group["lr"] = OPTIMIZER.rate * OPTIMIZER.factor_at(step, OPTIMIZER.ending(6))
         adamw.zero_grad()
         (line(points)[:, 0] - points.mean(dim=1)).square().mean().backward()
         adamw.step()
@@ -126,7 +144,9 @@ def test_it_writes_means_over_samples_and_steps(tmp_path: Path) -> None:
     assert [(line["step"], line["seen"]) for line in (first, second)] == [(4, 32), (6, 48)]
     assert first["train/slot"] == pytest.approx(sum(range(32)) / 32)
     assert second["train/slot"] == pytest.approx(sum(range(32, 48)) / 16)
-    assert first["train/learning_rate"] == pytest.approx(sum(OPTIMIZER.rate_at(step, 6) for step in range(4)) / 4)
+    assert first["train/learning_rate"] == pytest.approx(
+        sum(OPTIMIZER.rate * OPTIMIZER.factor_at(step, OPTIMIZER.ending(6)) for step in range(4)) / 4
+    )
     assert {"train/loss", "train/gradient_norm", "time/images_per_second", "time/data_wait_share"} <= first.keys()
 
 
@@ -198,16 +218,17 @@ def test_charts_are_drawn_when_a_run_begins_and_not_when_it_goes_on(tmp_path: Pa
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
-    steady = OPTIMIZER.model_copy(update={"decay": "none"})  # so that the rates do not depend on the length of the run
-    good = finish(trainer(tmp_path / "good", steps=2, optimizer=steady))
-    made = trainer(tmp_path / "run", Line(spoilt_slot=19), optimizer=steady)
-    with (
-        made.rundir,
-        pytest.raises(NonFinite, match=r"step 3: .*'model' is not finite .*samples 16 \.\. 23.*optimizer.rate"),
-    ):
+    good = finish(trainer(tmp_path / "good", steps=2, optimizer=STEADY))
+    made = trainer(tmp_path / "run", Line(spoilt=[19]), optimizer=STEADY, checkpoint_every=100)
+    message = r"step 3: the loss of 'model' is not finite for 19 \(first in the loss itself\).*rate.* from step 2$"
+    with made.rundir, pytest.raises(NonFinite, match=message):
         made.fit()
     assert made.step == 2
     assert torch.equal(weights(made), weights(good))
+    newest = checkpoint.latest(made.rundir.checkpoints)
+    assert newest is not None
+    assert newest.name == "step-00000002"  # the last good state, though no checkpoint was due
+    assert checkpoint.identity(newest) == checkpoint.identity(good.rundir.checkpoints / newest.name)
 
 
 def test_what_was_measured_reaches_the_disk_before_the_checkpoint_that_promises_it(
@@ -314,3 +335,48 @@ def test_impossible_settings(settings: dict[str, object], message: str) -> None:
 )
 def test_windows(batch: int, micro_batch: int, sizes: list[int]) -> None:
     assert TrainConfig(batch=batch, micro_batch=micro_batch).windows() == sizes
+
+
+@pytest.mark.slow
+def test_compiling_changes_no_key_of_a_checkpoint(tmp_path: Path) -> None:
+    """A compiled run goes on with what a plain one saved, and the other way round."""
+    plain, compiled = (Runtime(torch.device("cpu"), compile=each) for each in (False, True))
+    whole = finish(trainer(tmp_path / "whole"))
+    for name, runtimes in (("to", (plain, compiled)), ("fro", (compiled, plain))):
+        for steps, runtime in zip((2, 6), runtimes, strict=True):
+            made = finish(trainer(tmp_path / name, steps=steps, runtime=runtime, optimizer=STEADY))
+        assert made.state().tensors["model"].keys() == whole.state().tensors["model"].keys()
+        reference = finish(trainer(tmp_path / f"{name}-reference", optimizer=STEADY))
+        torch.testing.assert_close(weights(made), weights(reference))
+
+
+class Long:
+    """An evaluator in which a signal arrives the first time."""
+
+    every_steps = 2
+
+    def __init__(self, process_signal: int = signal.SIGTERM) -> None:
+        self.signal, self.calls = process_signal, 0
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        self.calls += 1
+        if self.calls == 1:
+            os.kill(os.getpid(), self.signal)
+            raise AssertionError("the signal cuts it short")
+        return {"accuracy/drawn": 1.0}
+
+
+@pytest.mark.parametrize("steps", [6, 2], ids=["on the way", "at the end"])
+def test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_made_up_for(tmp_path: Path, steps: int) -> None:
+    long = Long()
+    made = trainer(tmp_path / "run", evaluators=[long], steps=steps, preview_every=2)
+    with made.rundir:
+        assert made.fit() == 128 + signal.SIGTERM
+    assert made.step == 2
+    status = made.rundir.status()
+    assert status is not None
+    assert (status.state, status.checkpoint) == ("preempted", "step-00000002")
+    again = finish(trainer(tmp_path / "run", evaluators=[long], steps=steps, preview_every=2))
+    measured = [line["step"] for line in again.rundir.metrics() if "accuracy/drawn" in line]
+    assert measured == list(range(2, steps + 1, 2))
+    assert torch.equal(weights(again), weights(finish(trainer(tmp_path / "whole", steps=steps))))

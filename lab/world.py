@@ -1,0 +1,164 @@
+"""The processes that train together; a lone one is a world of size 1, and exchanges nothing.
+
+torchrun starts them and says through the environment who they are. Each takes a consecutive part of every step's
+samples; what they have to tell each other is the gradient, once per step, and a few numbers. The first process, of rank
+0, is the one that writes.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from lab.errors import ProcessLost
+
+BUCKET = 16 * 2**20  # numbers that are summed in one go: enough to fill the wire, little beside the model
+
+
+class World:
+    """One process among others.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: how many there are.
+        local_rank: of this process on its machine, which is the number of its GPU.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, store: Store | None = None) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._pulses = None if store is None else PrefixStore("pulse", store)
+
+    @classmethod
+    def connect(cls, timeout_s: float = 1800.0) -> "World":
+        """Meet the processes that torchrun started, if it did.
+
+        Args:
+            timeout_s: how long the others wait for one before they give up. It must outlast a preview and an
+                evaluation, which the first process makes while the others wait.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        timeout = timedelta(seconds=timeout_s)
+        store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Part in good order; after an error the launcher ends the others."""
+        if self.size > 1 and error is None:
+            dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, batch: int, rank: int | None = None) -> range:
+        """Give the part of a step's samples, 0 .. batch - 1, that is this process's or another's."""
+        rank = self.rank if rank is None else rank
+        return range(rank * batch // self.size, (rank + 1) * batch // self.size)
+
+    def beat(self, step: int) -> None:
+        """Say that this process has come to a step, for the message should it be lost."""
+        if self._pulses is not None:
+            self._pulses.set(str(self.rank), str(step))
+
+    def largest(self, number: int) -> int:
+        """Give the largest of every process's number, to every process."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor([number])
+        with self._exchanging():
+            dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers.item())
+
+    def from_first(self, number: int) -> int:
+        """Give the first process's number to every process."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor([number])
+        with self._exchanging():
+            dist.broadcast(numbers, src=0)
+        return int(numbers.item())
+
+    def gather(self, values: Tensor, batch: int) -> Tensor:
+        """Put what every process says of its share of a step's samples together, in the order of the samples.
+
+        Args:
+            values: (n,), of this process's n samples.
+            batch: samples of all.
+
+        Returns:
+            (batch,), the same on every process.
+        """
+        if self.size == 1:
+            return values
+        counts = [len(self.share(batch, rank)) for rank in range(self.size)]
+        padded = values.new_zeros(max(counts))
+        padded[: len(values)] = values
+        parts = [torch.empty_like(padded) for _ in counts]
+        with self._exchanging():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @torch.no_grad()
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes; they hold tensors of the same shapes in the same order."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            with self._exchanging():
+                dist.all_reduce(flat)
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    @contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """Name the processes that are behind when an exchange fails: one that died, or one that hangs."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ProcessLost(f"process {self.rank} lost the others ({reason}){self._behind()}") from error
+
+    def _behind(self) -> str:
+        assert self._pulses is not None
+        steps = {}
+        for rank in range(self.size):
+            try:
+                self._pulses.wait([str(rank)], timedelta(seconds=1))
+                steps[rank] = int(self._pulses.get(str(rank)))
+            except RuntimeError:  # the launcher's store is gone, or that process never came to a step
+                continue
+        last = ", ".join(f"process {rank} at step {step}" for rank, step in steps.items() if rank != self.rank)
+        return f"; last seen: {last or 'none of them'}; the same command goes on from the newest checkpoint"
+
+
+ALONE = World()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Group tensors of one type up to a size, in order."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or sum(t.numel() for t in bucket) + tensor.numel() > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

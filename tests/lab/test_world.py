@@ -1,0 +1,34 @@
+"""Shares of a step, and what the exchanges of a lone process are: nothing. Those of several: test_processes.py."""
+
+import pytest
+import torch
+
+from lab import world as module
+from lab.world import World, _buckets
+
+
+@pytest.mark.parametrize(("batch", "size"), [(8, 1), (8, 2), (7, 2), (101, 4), (3, 3)])
+def test_the_shares_of_a_step_are_consecutive_disjoint_and_even(batch: int, size: int) -> None:
+    shares = [World(rank, size).share(batch) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(batch))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert World(0, size).share(batch, size - 1) == shares[-1]
+
+
+def test_a_lone_process_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with World.connect() as world:
+        assert (world.rank, world.size, world.is_first) == (0, 1, True)
+        values = torch.arange(3.0)
+        world.sum_([values])
+        world.beat(3)
+        assert world.gather(values, 3) is values
+        assert (world.largest(5), world.from_first(6)) == (5, 6)
+    assert not torch.distributed.is_initialized()
+
+
+def test_buckets_hold_tensors_of_one_type_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUCKET", 5)
+    tensors = [torch.zeros(2), torch.zeros(3), torch.zeros(1), torch.zeros(9), torch.zeros(1).double()]
+    assert [[t.numel() for t in bucket] for bucket in _buckets(tensors)] == [[2, 3], [1], [9], [1]]
+    assert list(_buckets([])) == []
