@@ -5,10 +5,11 @@ network, the text encoder and the codec always run at one fixed chunk size, the 
 depend on what it was asked for together with: matrix products round differently at different batch sizes.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -23,10 +24,13 @@ from diffusion.samplers.spacing import LOGSNR_LIMITS
 from diffusion.schedule import Linear, Quadratic, Schedule
 from diffusion.text_to_image import TextToImage
 from lab.config import Config
-from lab.errors import Refused
+from lab.errors import OutOfMemory, Refused
 from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
 from vae.codec import Codec
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 class SamplingConfig(Config):
@@ -45,7 +49,8 @@ class SamplingConfig(Config):
         churn: of euler and heun: noise added and removed again, shared out over the steps (EDM's S_churn).
         logsnr_limits: of the spacings karras and logsnr: between which log-SNR they lie before the step to t = 0.
         times: of the spacing given: ``steps`` + 1 of them, from at most 1 down to 0.
-        chunk: images per pass of the network; a part of the recipe, since rounding depends on it.
+        chunk: images per pass of the network; a part of the recipe, since rounding depends on it. Halved where memory
+            runs out (``within_memory``).
     """
 
     sampler: Literal[
@@ -108,6 +113,9 @@ TAKERS = (
 
 Sampler = Callable[[Denoise, Tensor, Tensor, Schedule], Tensor]
 """(denoise, x (b, c, h, w), times (n + 1,), schedule) -> (b, c, h, w); its settings already inside."""
+
+Poll = Callable[[], None]
+"""Called often during long work; raises to end it."""
 
 WITHOUT_SETTINGS: dict[str, Sampler] = {
     "unipc_2": samplers.unipc,
@@ -218,13 +226,17 @@ class Pipeline:
     offset_noise: float = 0.0
     variance: OptimalVariance | None = None
 
-    def draw(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig) -> Iterator[Tensor]:
+    def draw(
+        self, requests: Sequence[Request], seed: int, sampling: SamplingConfig, poll: Poll = lambda: None
+    ) -> Iterator[Tensor]:
         """Draw images, chunk by chunk.
 
         Args:
             requests: what is wanted.
             seed: of the drawing.
             sampling: how.
+            poll: called before every call of the denoiser; what it raises ends the drawing, and the chunk in work is
+                dropped.
 
         Yields:
             (k, 3, size, size) float32 on the CPU, not clamped, k at most ``sampling.chunk``, in the order of the
@@ -234,10 +246,10 @@ class Pipeline:
         for start in range(0, len(requests), chunk):
             wanted = list(requests[start : start + chunk])
             with torch.no_grad(), self.runtime.autocast():
-                images = self._chunk(wanted + wanted[-1:] * (chunk - len(wanted)), seed, sampling)
+                images = self._chunk(wanted + wanted[-1:] * (chunk - len(wanted)), seed, sampling, poll)
             yield images[: len(wanted)].float().cpu()
 
-    def _chunk(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig) -> Tensor:
+    def _chunk(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig, poll: Poll) -> Tensor:
         streams = [key(seed, "sample", request.number) for request in requests]
 
         def noise(like: Tensor) -> Tensor:
@@ -254,5 +266,37 @@ class Pipeline:
         x = self.runtime.batch(sigma.item() * noise(torch.empty(len(requests), self.codec.channels, side, side)))
         cond = self.model.encode([request.prompt for request in requests])
         null = partial(self.model.encode, [request.negative for request in requests])
-        denoise = guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
+        guided = guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            poll()
+            return guided(x_t, t)
+
         return self.codec.decode(sampler_of(sampling, noise, self.variance)(denoise, x, times, schedule))
+
+
+def within_memory(act: Callable[[SamplingConfig], _Result], sampling: SamplingConfig) -> _Result:
+    """Do something that draws, and again with half the chunk whenever the memory of the device runs out.
+
+    What is drawn then is what the smaller chunk draws, which is the one that ``act`` is told.
+
+    Args:
+        act: draws with the settings that it is given; called again, it goes on from what it has kept.
+        sampling: to begin with.
+
+    Raises:
+        OutOfMemory: even a chunk of 1 is too much.
+    """
+    while True:
+        try:
+            return act(sampling)
+        except torch.OutOfMemoryError as error:
+            if sampling.chunk == 1:
+                raise OutOfMemory(
+                    "out of memory with a single image per pass (chunk 1): "
+                    "stop what else uses the device, or take one with more memory"
+                ) from error
+        # Only here, after the handler, the tensors of the failed pass are free.
+        half = sampling.chunk // 2
+        _log.warning("out of memory with chunk %d: going on with chunk %d", sampling.chunk, half)
+        sampling = sampling.model_copy(update={"chunk": half})

@@ -30,7 +30,7 @@ class NonFinite(WordbrushError):
 
 
 class OutOfMemory(WordbrushError):
-    """The memory of the device is too small for even one sample; the exit code is the base's 1."""
+    """The memory of the device is too small for even one sample or image; the exit code is the base's 1."""
 
 
 class ProcessLost(WordbrushError):

@@ -13,7 +13,7 @@ class Lock:
     """An exclusive ``flock`` on a file that names its holder; a dead holder, however it died, holds nothing.
 
     Args:
-        path: the lock file; made if missing, and left behind on purpose (removing it would race).
+        path: the lock file; made with its folder if missing, and left behind on purpose (removing it would race).
 
     Raises:
         Refused: another process holds it.
@@ -22,6 +22,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise StorageFailed(f"{path}: cannot be opened: {error.strerror}") from error

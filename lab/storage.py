@@ -34,6 +34,12 @@ def write_whole(path: Path, data: bytes) -> None:
         raise StorageFailed(f"{path}: cannot be written: {reason}; free some space or choose another folder") from error
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left beside their places; only for who alone writes to the folder."""
+    for beside in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):
+        beside.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a folder so that the names in it survive a power cut."""
     handle = os.open(path, os.O_RDONLY)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffusion.optimal_variance import OptimalVariance, measure
-from diffusion.pipeline import TAKERS, Pipeline, Request, SamplingConfig
+from diffusion.pipeline import TAKERS, Pipeline, Request, SamplingConfig, times_of
 from diffusion.stage import DiffusionConfig, DiffusionStage, build
 from lab import config as configuration
 from lab import runtime as runtimes
@@ -238,11 +238,13 @@ def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> 
     not make DPM-Solver++ stochastic.
 
     Raises:
-        Refused: an unknown sampler or a value that cannot be.
+        Refused: an unknown sampler, a value that cannot be, or steps that do not fit the schedule.
     """
     own = experiment.stage.sampling.model_dump(mode="json")
     replaced = {choice for choice in ("sampler", "spacing") if changes.get(choice, own[choice]) != own[choice]}
     for setting, choice, _ in TAKERS:
         if choice in replaced:
             del own[setting]
-    return configuration.parse({**own, **changes}, SamplingConfig, "sampler settings")
+    chosen = configuration.parse({**own, **changes}, SamplingConfig, "sampler settings")
+    times_of(chosen, experiment.stage.schedule)
+    return chosen

@@ -58,9 +58,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(folder: Path, summary: Path, num: int) -> None:
     import json
+    import tempfile
     import time
 
     from lab.storage import write_whole
+    from lab.training.signals import Stopper
     from scripts import assemble, measure
 
     trained = assemble.trained(folder)
@@ -72,7 +74,9 @@ def _measure(folder: Path, summary: Path, num: int) -> None:
         "images_per_second": round(measure.images_per_second(trained, sampling), 1),
     }
     began = time.perf_counter()
-    figures = measure.everything(trained, sampling, num)
+    # All in one go, or the seconds would be those of the rest alone.
+    with Stopper().listening() as stopper, tempfile.TemporaryDirectory() as kept:
+        figures = measure.everything(trained, sampling, num, Path(kept), stopper.check)
     facts["evaluate_seconds"] = round(time.perf_counter() - began, 1)
     write_whole(summary, (json.dumps({**facts, **figures}, indent=2) + "\n").encode())
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lab.errors import WordbrushError
+from lab.training.signals import Stopped
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 out of memory, 2 refused, 65 bad data, 70 not finite, 74 disk, 75 a process was lost, "
@@ -20,6 +21,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     except WordbrushError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except Stopped as end:
+        print(end, file=sys.stderr)
+        code = end.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

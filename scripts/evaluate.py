@@ -8,14 +8,23 @@ Prompts come from lists fixed by a seed, one picture each, none selected: ``pair
 held-out phrasings and ``single``. A picture is right when everything its prompt states is right and nothing is added; a
 picture that cannot be read is wrong. Intervals are Wilson 95 % for proportions and as named for distances. The same
 checkpoint and settings give the same figures, and are not measured twice: the hash in the file's name is theirs.
+
+Ctrl-C, SIGTERM and SIGUSR1 stop it soon; after them, and after a kill, the same command goes on: finished chunks of
+pictures wait in a folder beside the figures, ``*.drawn``, which is removed when these are written. Where memory runs
+out, all figures are measured with half the chunk, and are those of the smaller --chunk, under its name.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts import settings
 from scripts.entry import EXIT_CODES, run
+
+if TYPE_CHECKING:
+    from diffusion.pipeline import SamplingConfig
+    from scripts.assemble import Trained
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
     import json
 
     from lab.errors import Refused
-    from lab.storage import write_whole
-    from scripts import assemble, gallery, measure
+    from scripts import assemble, measure
 
     least = 2 if options.no_distances else 10
     if options.num < least:
@@ -36,17 +44,40 @@ def main(argv: Sequence[str]) -> int:
     trained = assemble.trained(options.run, options.checkpoint, options.weights)
     sampling = assemble.sampling(trained.experiment, settings.asked(options))
     trained = assemble.with_variance(trained, sampling)
-    what = {"num": options.num, "distances": not options.no_distances}
-    recipe = [trained.origin, sampling.model_dump(mode="json"), what]
-    path = options.json or options.run / f"evaluation-{gallery.digest(recipe)}.json"
-    if path.exists():
-        figures = json.loads(path.read_text())
-    else:
-        figures = measure.everything(trained, sampling, options.num, with_distances=not options.no_distances)
-        write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
-    print(measure.table(figures))
+    path = _measure(options, trained, sampling)
+    print(measure.table(json.loads(path.read_text())))
     print(path)
     return 0
+
+
+def _measure(options: argparse.Namespace, trained: "Trained", sampling: "SamplingConfig") -> Path:
+    """Write the figures, if they are not there, and give their file."""
+    import json
+    import shutil
+
+    from diffusion.pipeline import within_memory
+    from lab.storage import write_whole
+    from lab.training.signals import Stopper
+    from scripts import gallery, measure
+
+    distances = not options.no_distances
+
+    def name_of(sampling: "SamplingConfig") -> str:
+        what = {"num": options.num, "distances": distances}
+        return f"evaluation-{gallery.digest([trained.origin, sampling.model_dump(mode='json'), what])}"
+
+    def complete(sampling: "SamplingConfig") -> Path:
+        path: Path = options.json or options.run / f"{name_of(sampling)}.json"
+        if not path.exists():
+            figures = measure.everything(trained, sampling, options.num, kept, stopper.check, with_distances=distances)
+            write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
+        return path
+
+    kept = (options.json.parent if options.json else options.run) / f"{name_of(sampling)}.drawn"
+    with Stopper().listening() as stopper:
+        path = within_memory(complete, sampling)
+    shutil.rmtree(kept, ignore_errors=True)
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:

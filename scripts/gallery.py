@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from diffusion.pipeline import Request, SamplingConfig
+from diffusion.pipeline import Poll, Request, SamplingConfig, within_memory
 from lab.environment import versions
 from lab.errors import BadData, Refused
 from lab.images import grid, read_image, save_png
-from lab.storage import write_whole
+from lab.lock import Lock
+from lab.storage import sweep, write_whole
 from scripts.assemble import Trained
 
 
@@ -29,12 +31,15 @@ class Picture:
     Attributes:
         request: prompt, number and negative prompt.
         recipe: exactly what determines it.
-        name: of its file: number and hash of the recipe.
     """
 
     request: Request
     recipe: Mapping[str, object]
-    name: str
+
+    @property
+    def name(self) -> str:
+        """Of its file: number and hash of the recipe."""
+        return f"{self.request.number:04d}-{digest(self.recipe)}.png"
 
 
 def read_prompts(given: Sequence[str], path: Path | None) -> list[str]:
@@ -62,8 +67,15 @@ def wanted(
         raise Refused(f"--num {num}: at least 1 picture per prompt")
     if negative and sampling.guidance == 1:
         raise Refused("--negative does nothing at --guidance 1: raise the guidance or leave it out")
+    shared = recipe(trained, seed, sampling)
+    requests = [Request(prompt, number, negative) for prompt in prompts for number in range(num)]
+    return [Picture(request, {**request._asdict(), **shared}) for request in requests]
+
+
+def recipe(trained: Trained, seed: int, sampling: SamplingConfig) -> dict[str, object]:
+    """Give what determines pictures beside what is asked of them."""
     runtime = trained.pipeline.runtime
-    shared = {
+    return {
         **trained.origin,
         "seed": seed,
         "sampling": sampling.model_dump(mode="json"),
@@ -72,32 +84,66 @@ def wanted(
         "threads": torch.get_num_threads(),
         "versions": {name: versions()[name] for name in ("wordbrush", "torch")},
     }
-    pictures = []
-    for request in (Request(prompt, number, negative) for prompt in prompts for number in range(num)):
-        recipe = {"prompt": request.prompt, "number": request.number, "negative": request.negative, **shared}
-        pictures.append(Picture(request, recipe, f"{request.number:04d}-{digest(recipe)}.png"))
-    return pictures
 
 
-def draw(trained: Trained, pictures: Sequence[Picture], seed: int, sampling: SamplingConfig, out: Path) -> int:
-    """Draw the pictures that are not there yet, save each as soon as it is done, and bring the index up to date.
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Be the one process that writes to a folder of pictures, freed of what a killed one left half-written.
+
+    Raises:
+        Refused: another process is writing to it.
+    """
+    lock = Lock(out / ".lock")
+    try:
+        sweep(out)
+        yield
+    finally:
+        lock.release()
+
+
+def draw(
+    trained: Trained, pictures: Sequence[Picture], seed: int, sampling: SamplingConfig, out: Path, poll: Poll
+) -> tuple[list[Picture], int]:
+    """Draw the pictures that are not there yet, and save each as soon as its chunk is done.
+
+    However this ends, short of SIGKILL, the index then lists what is there; after a SIGKILL the next call does it.
+    Where memory runs out, what is still missing becomes pictures of a smaller chunk: other recipes, other files.
+
+    Args:
+        trained, seed, sampling: what the recipes of the pictures say.
+        pictures: wanted.
+        out: their folder, written to by this process alone.
+        poll: see ``Pipeline.draw``.
 
     Returns:
-        How many were drawn.
+        The pictures as they are there, and how many of them were drawn now.
+
+    Raises:
+        OutOfMemory: a single picture is too much.
     """
-    index = _read_index(out / "index.jsonl")
-    missing = [picture for picture in pictures if not (out / picture.name).exists()]
-    waiting = iter(missing)
-    with tqdm(total=len(missing), unit="picture", desc="sample", disable=not missing) as bar:
-        for images in trained.pipeline.draw([picture.request for picture in missing], seed, sampling):
-            for image in images:
-                picture = next(waiting)
-                save_png(out / picture.name, image, {"recipe": json.dumps(picture.recipe, sort_keys=True)})
-                bar.update()
-    index |= {picture.name: picture.recipe for picture in pictures}
-    lines = (json.dumps({"file": name, **recipe}) for name, recipe in index.items())
-    write_whole(out / "index.jsonl", ("\n".join(lines) + "\n").encode())
-    return len(missing)
+    index, found, drawn = _read_index(out / "index.jsonl"), list(pictures), 0
+
+    def complete(sampling: SamplingConfig) -> None:
+        nonlocal found, drawn
+        smaller = {"sampling": sampling.model_dump(mode="json")}
+        found = [p if (out / p.name).exists() else Picture(p.request, {**p.recipe, **smaller}) for p in found]
+        missing = [picture for picture in found if not (out / picture.name).exists()]
+        waiting = iter(missing)
+        with tqdm(total=len(missing), unit="picture", desc="sample", disable=not missing) as bar:
+            for images in trained.pipeline.draw([picture.request for picture in missing], seed, sampling, poll):
+                for image in images:
+                    picture = next(waiting)
+                    save_png(out / picture.name, image, {"recipe": json.dumps(picture.recipe, sort_keys=True)})
+                    drawn += 1
+                    bar.update()
+
+    try:
+        within_memory(complete, sampling)
+    finally:
+        index |= {picture.name: picture.recipe for picture in found if (out / picture.name).exists()}
+        lines = (json.dumps({"file": name, **recipe}) + "\n" for name, recipe in index.items())
+        write_whole(out / "index.jsonl", "".join(lines).encode())
+    return found, drawn
 
 
 def show(pictures: Sequence[Picture], out: Path, columns: int | None = None) -> Path:

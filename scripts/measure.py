@@ -1,41 +1,54 @@
 """The figures of a text-to-image run on the Shapes world, from one generation pass per prompt list."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.pipeline import Request, SamplingConfig
+from diffusion.pipeline import Poll, Request, SamplingConfig
 from lab.data.shapes import Shapes, ShapesConfig, prompts, prompts_hash
 from lab.evaluation.distances import distances
 from lab.evaluation.diversity import diversity
 from lab.evaluation.features import EfficientNetLite0, extract
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.images import from_uint8, to_uint8
+from lab.storage import write_whole
+from scripts import gallery
 from scripts.assemble import Trained
 
 KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
 PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds
 OPEN_PROMPT = "a red circle"
 
+_Item = TypeVar("_Item")
 
-def everything(trained: Trained, sampling: SamplingConfig, num: int, *, with_distances: bool = True) -> dict[str, Any]:
+
+def everything(
+    trained: Trained, sampling: SamplingConfig, num: int, kept: Path, poll: Poll, *, with_distances: bool = True
+) -> dict[str, Any]:
     """Measure prompt accuracy, diversity and distances.
 
     Args:
         trained: the run's model.
         sampling: how pictures are drawn.
         num: prompts per kind; "pair" and the diversity prompt get twice as many.
+        kept: a folder that keeps each chunk of pictures when it is drawn, and in which the next call finds it if this
+            one is killed; the caller removes it.
+        poll: called between steps, chunks and pictures.
         with_distances: whether to compare with held-out pictures, which needs the extra "evaluate".
 
     Returns:
         JSON values, the same for the same checkpoint, settings and machine.
     """
     extractor = EfficientNetLite0() if with_distances else None
+    draw = partial(_draw, trained, sampling, kept, poll)
     lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in KINDS}
     figures: dict[str, Any] = {
         "origin": dict(trained.origin),
@@ -44,13 +57,13 @@ def everything(trained: Trained, sampling: SamplingConfig, num: int, *, with_dis
         "prompt_accuracy": {},
     }
     for kind, texts in lists.items():
-        images = _draw(trained, [Request(text, number) for number, text in enumerate(texts)], sampling, kind)
-        shares = {name: asdict(share) for name, share in accuracy(images, texts).items()}
+        images = draw([Request(text, number) for number, text in enumerate(texts)], kind)
+        shares = {name: asdict(share) for name, share in accuracy(_polled(images, poll), texts).items()}
         figures["prompt_accuracy"][kind] = {**shares.pop("right"), "attributes": shares}
         if kind == "pair" and extractor is not None:
-            figures["distances"] = _distances(images, trained.experiment.data, extractor)
-    images = _draw(trained, [Request(OPEN_PROMPT, number) for number in range(2 * num)], sampling, OPEN_PROMPT)
-    spread = diversity(images, OPEN_PROMPT)
+            figures["distances"] = _distances(images, trained.experiment.data, extractor, poll)
+    images = draw([Request(OPEN_PROMPT, number) for number in range(2 * num)], OPEN_PROMPT)
+    spread = diversity(_polled(images, poll), OPEN_PROMPT)
     figures["diversity"] = {"prompt": OPEN_PROMPT, **{name: asdict(openness) for name, openness in spread.items()}}
     return figures
 
@@ -76,23 +89,36 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _draw(trained: Trained, requests: Sequence[Request], sampling: SamplingConfig, what: str) -> Tensor:
+def _draw(
+    trained: Trained, sampling: SamplingConfig, kept: Path, poll: Poll, requests: Sequence[Request], what: str
+) -> Tensor:
     """The pictures as a PNG would hold them: (n, 3, H, W) in [-1, 1] in steps of 2/255."""
+    recipe, chunks = gallery.recipe(trained, PROMPT_SEED, sampling), []
+    with tqdm(total=len(requests), unit="picture", desc=what) as bar:
+        for start in range(0, len(requests), sampling.chunk):
+            chunk = requests[start : start + sampling.chunk]
+            path = kept / f"{gallery.digest([recipe, chunk])}.safetensors"
+            if not path.exists():
+                (images,) = trained.pipeline.draw(chunk, PROMPT_SEED, sampling, poll)
+                write_whole(path, save({"images": to_uint8(images)}))
+            chunks.append(load(path.read_bytes())["images"])
+            bar.update(len(chunk))
+    return from_uint8(torch.cat(chunks))
 
-    def chunks() -> Iterator[Tensor]:
-        with tqdm(total=len(requests), unit="picture", desc=what) as bar:
-            for images in trained.pipeline.draw(requests, PROMPT_SEED, sampling):
-                bar.update(len(images))
-                yield from_uint8(to_uint8(images))
 
-    return torch.cat(list(chunks()))
+def _polled(items: Iterable[_Item], poll: Poll) -> Iterator[_Item]:
+    for item in items:
+        poll()
+        yield item
 
 
-def _distances(images: Tensor, data: ShapesConfig, extractor: EfficientNetLite0) -> list[dict[str, Any]]:
+def _distances(images: Tensor, data: ShapesConfig, extractor: EfficientNetLite0, poll: Poll) -> list[dict[str, Any]]:
     """Distances of pictures of pairs to as many held-out renders of pairs."""
     world = Shapes(data.model_copy(update={"mixture": {"pair": 1.0}}), split="heldout")
     real = torch.stack([world.sample(PROMPT_SEED, slot).image for slot in range(len(images))])
-    features = [extract(to_uint8(pictures).split(64), extractor, progress=True) for pictures in (images, real)]
+    features = [
+        extract(_polled(to_uint8(pictures).split(8), poll), extractor, progress=True) for pictures in (images, real)
+    ]
     provenance = {"weights_sha256": extractor.weights_sha256, "resize": extractor.resize}
     return [{**asdict(figure), **provenance} for figure in distances(features[0], features[1], extractor.name)]
 

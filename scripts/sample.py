@@ -10,6 +10,11 @@
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
 seed and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
 metadata: the same recipe is not drawn twice, another recipe is another file. The empty prompt "" is allowed: anything.
+
+Ctrl-C, SIGTERM and SIGUSR1 stop within a step of the sampler and keep the finished pictures; after them, and after a
+kill or a crash, the same command draws only what is missing. Where memory runs out, the rest is drawn with half the
+chunk. The chunk is a part of the recipe, so these are the pictures that the smaller --chunk gives, under its names; the
+same command tries its own chunk again first. One process at a time draws into a folder.
 """
 
 import argparse
@@ -23,6 +28,7 @@ from scripts.entry import EXIT_CODES, run
 def main(argv: Sequence[str]) -> int:
     """Draw; see the module's text."""
     options = _parser().parse_args(argv)
+    from lab.training.signals import Stopper
     from scripts import assemble, gallery
 
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
@@ -31,8 +37,9 @@ def main(argv: Sequence[str]) -> int:
     trained = assemble.with_variance(trained, sampling)
     out = options.out or options.run / "samples"
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
-    drawn = gallery.draw(trained, pictures, options.seed, sampling, out)
-    sheet = gallery.show(pictures, out, columns=options.num if options.num > 1 else None)
+    with Stopper().listening() as stopper, gallery.alone(out):
+        pictures, drawn = gallery.draw(trained, pictures, options.seed, sampling, out, stopper.check)
+        sheet = gallery.show(pictures, out, columns=options.num if options.num > 1 else None)
     print(f"{drawn} drawn, {len(pictures) - drawn} there already; {sheet}")
     return 0
 

@@ -42,8 +42,9 @@ def signal_at(place: str, nth: int, number: int) -> None:
     """Send this process a signal at the nth passing of a place.
 
     Args:
-        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch; or "sample", by each one in the
-            process that loads it.
+        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch; "sample", by each one in the
+            process that loads it; "forward", by each pass of the network; or "fsync", by each file before it is
+            renamed into its place, and by its folder afterwards.
         nth: counted from 1.
         number: of the signal.
     """
@@ -100,6 +101,22 @@ def forget(part: str) -> None:
                 average.module.load_state_dict(players["model"].state_dict())
 
     Trainer.load_state, snapshot.restore = forgetful, partial  # type: ignore[method-assign]
+
+
+def small_memory(largest: int) -> None:
+    """Let the memory run out where more images than this are decoded at once."""
+    import torch
+
+    from vae.codec import Pixels
+
+    honest = Pixels.decode
+
+    def decode(self: Pixels, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return honest(self, latents)
+
+    Pixels.decode = decode  # type: ignore[method-assign]
 
 
 def out_of_memory(samples: int, times: int = 1000) -> None:
@@ -174,11 +191,12 @@ class Counter:
 def at(place: str, nth: int, act: Callable[[], None]) -> None:
     """Do something at the nth passing of a place."""
     from diffusion.stage import DiffusionStage
+    from diffusion.unet import UNet
     from lab.data.shapes import Shapes
     from lab.training import checkpoint
 
     calls = Counter(nth)
-    methods: dict[str, type] = {"loss": DiffusionStage, "sample": Shapes}
+    methods: dict[str, Any] = {"loss": DiffusionStage, "sample": Shapes, "forward": UNet, "fsync": os}
     if place not in methods:
         checkpoint.failpoint = lambda name: act() if name == place and calls.due() else None
         return

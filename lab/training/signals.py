@@ -1,9 +1,22 @@
-"""A polite end: a signal sets a flag, and the run stops at the next step boundary with a checkpoint."""
+"""A polite end: a signal sets a flag, and work stops at the next place where what is finished is on disk."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+class Stopped(Exception):
+    """A signal ended the work; what is finished is kept.
+
+    Attributes:
+        exit_code: 128 + signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}: what is finished is kept, and the same command goes on")
+        self.exit_code = 128 + number
 
 
 class Interrupted(BaseException):
@@ -26,6 +39,15 @@ class Stopper:
         """128 + signal, as a shell reports it."""
         assert self.signal is not None
         return 128 + self.signal
+
+    def check(self) -> None:
+        """Do nothing until a signal has arrived.
+
+        Raises:
+            Stopped: one has.
+        """
+        if self.signal is not None:
+            raise Stopped(self.signal)
 
     @contextmanager
     def listening(self) -> Iterator["Stopper"]:

@@ -1,5 +1,6 @@
 """Prompts to images: an image is a function of its recipe and of nothing else, bit for bit."""
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,11 @@ from diffusion import samplers
 from diffusion.denoiser import Denoise
 from diffusion.guidance import GuidanceConfig, classifier_free
 from diffusion.optimal_variance import OptimalVariance
-from diffusion.pipeline import Pipeline, Request, Sampler, SamplingConfig, sampler_of, times_of
+from diffusion.pipeline import Pipeline, Request, Sampler, SamplingConfig, sampler_of, times_of, within_memory
 from diffusion.samplers import Churn, NoiseLike
 from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
 from diffusion.text_to_image import TextToImage
-from lab.errors import Refused
+from lab.errors import OutOfMemory, Refused
 from lab.images import save_png, to_uint8
 from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
@@ -290,6 +291,50 @@ def test_images_come_in_order_on_the_cpu_and_not_clamped(tiny: Tiny) -> None:
     assert not images.requires_grad
     assert images.abs().max() > 1
     assert list(pipeline.draw([], 0, SamplingConfig())) == []
+
+
+def test_a_poll_comes_before_every_step_and_ends_the_drawing(tiny: Tiny) -> None:
+    passes = []
+
+    def poll() -> None:
+        passes.append(len(images))
+        if len(passes) == 5:
+            raise InterruptedError
+
+    images: list[Tensor] = []
+    pipeline = Pipeline(tiny(), Pixels(), 8, Runtime(CPU))
+    with pytest.raises(InterruptedError):
+        images.extend(pipeline.draw(REQUESTS, 0, SamplingConfig(steps=3, chunk=2), poll))
+    assert passes == [0, 0, 0, 1, 1]
+    assert torch.equal(images[0], draw(pipeline, REQUESTS[:2], SamplingConfig(steps=3, chunk=2)))
+
+
+def test_memory_is_free_again_before_half_the_chunk_is_tried(caplog: pytest.LogCaptureFixture) -> None:
+    chunks, kept = [], []
+
+    def act(sampling: SamplingConfig) -> str:
+        assert all(failed() is None for failed in kept)
+        chunks.append(sampling.chunk)
+        images = torch.empty(sampling.chunk)
+        kept.append(weakref.ref(images))
+        if sampling.chunk > 5:
+            raise torch.OutOfMemoryError
+        return sampling.sampler
+
+    assert within_memory(act, SamplingConfig(sampler="lms", chunk=22)) == "lms"
+    assert chunks == [22, 11, 5]
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with chunk 22: going on with chunk 11",
+        "out of memory with chunk 11: going on with chunk 5",
+    ]
+
+
+def test_one_image_that_is_too_much_is_told_with_the_remedy() -> None:
+    def act(sampling: SamplingConfig) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(OutOfMemory, match=r"a single image per pass \(chunk 1\): stop what else uses the device"):
+        within_memory(act, SamplingConfig(chunk=3))
 
 
 def test_drawing_leaves_the_global_generator_alone(tiny: Tiny) -> None:

@@ -35,7 +35,7 @@ def test_help_answers_at_once_and_teaches_by_example(name: str) -> None:
     assert seconds < 1
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count(f"python scripts/{name}.py") >= 2
-    assert "exit codes: 0 done, 2 refused" in done.stdout
+    assert "exit codes: 0 done, 1 out of memory, 2 refused" in done.stdout
 
 
 def test_a_misspelt_key_is_named_quickly(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from lab.training.signals import Stopper
+from lab.training.signals import Stopped, Stopper
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -14,6 +14,15 @@ def test_a_signal_sets_a_flag_and_an_exit_code(number: int) -> None:
         assert stopper.signal is None
         os.kill(os.getpid(), number)
         assert (stopper.signal, stopper.exit_code) == (number, 128 + number)
+
+
+def test_a_check_passes_until_a_signal_has_arrived() -> None:
+    with Stopper().listening() as stopper:
+        stopper.check()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Stopped, match=r"^stopped by SIGUSR1: .* the same command goes on$") as stopped:
+            stopper.check()
+    assert stopped.value.exit_code == stopper.exit_code == 138
 
 
 def test_the_first_signal_counts() -> None:
