@@ -266,6 +266,7 @@ class Scripts(AbstractContextManager["Scripts"]):
 
 def serve(orders: Iterator[str]) -> None:
     """Fork a child per order and answer with how it ended; import what is heavy, but compute nothing, before."""
+    import torch._dynamo  # what FSDP2 imports in its first step
     import torch.utils.tensorboard  # noqa: F401
 
     if importlib.util.find_spec("matplotlib"):

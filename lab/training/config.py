@@ -20,6 +20,8 @@ class TrainConfig(Config):
         batch: samples per step, over all processes.
         micro_batch: samples per pass of the network, any number up to ``batch``; 0 for all of a process's at once. The
             step is the same but for rounding. It is halved when memory runs out.
+        shard: whether weights, gradients and moments are cut into one part per process (FSDP2), for models that do not
+            fit on one GPU. Every process then needs as many samples as the others, and Muon is not possible.
         workers: loader processes; 0 loads in the training process.
         optimizer: what updates the weights, and its rates.
         ema: relative lengths of the averages of the weights; samples are drawn from the first.
@@ -34,6 +36,7 @@ class TrainConfig(Config):
     budget: str = Field("", pattern=PATTERN)
     batch: int = Field(32, ge=1)
     micro_batch: int = Field(0, ge=0)
+    shard: bool = False
     workers: int = Field(0, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: tuple[float, ...] = (0.05,)
@@ -48,6 +51,8 @@ class TrainConfig(Config):
     def _possible(self) -> "TrainConfig":
         if self.micro_batch > self.batch:
             raise ValueError(f"micro_batch {self.micro_batch} is larger than batch {self.batch}")
+        if self.shard and self.optimizer.matrices == "muon":
+            raise ValueError("shard cuts the matrices that Muon needs whole: set optimizer.matrices to adamw")
         if self.budget and (self.optimizer.decay != "wsd" or self.optimizer.decay_share > 0.5):
             raise ValueError(
                 "budget decides late when the rate falls: set optimizer.decay to wsd and optimizer.decay_share to at "

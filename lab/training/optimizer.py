@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lab.config import Config
 from lab.layers import is_edge
 from lab.training.budget import Ending
+from lab.training.sharding import whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # after 5 steps all singular values lie in about [0.7, 1.2]
 
@@ -119,7 +120,7 @@ def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> Non
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale gradients down to a largest norm (0: no limit), unless it is not finite; give the norm they had."""
     parameters = list(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if limit and torch.isfinite(norm):
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

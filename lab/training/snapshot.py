@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lab.errors import Refused
 from lab.training.ema import Average
 from lab.training.optimizer import Muon
+from lab.training.sharding import put, whole
 
 Players = Mapping[str, nn.Module]
 Optimizers = Mapping[str, Sequence[torch.optim.Optimizer]]
@@ -22,16 +23,18 @@ def take(
     """Give every tensor of the state as file stem -> name -> tensor."""
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": {
-            f"{name}.{key}": value for name, player in players.items() for key, value in player.state_dict().items()
+            f"{name}.{key}": whole(value)
+            for name, player in players.items()
+            for key, value in player.state_dict().items()
         },
         "optim": {
-            f"{key}.{moment}": value
+            f"{key}.{moment}": whole(value)
             for key, parameter, optimizer in _trainable(players, optimizers)
             for moment, value in optimizer.state[parameter].items()
         },
     }
     for average in averages:
-        tensors[average_name(average.length)] = average.module.state_dict()
+        tensors[average_name(average.length)] = {k: whole(v) for k, v in average.module.state_dict().items()}
     return {**tensors, "memory": memory} if memory else tensors
 
 
@@ -51,9 +54,9 @@ def restore(
         for name, player in players.items():
             prefix = f"{name}."
             own = {k.removeprefix(prefix): v for k, v in tensors["model"].items() if k.startswith(prefix)}
-            player.load_state_dict(own, strict=True)
+            _load(player, own)
         for average in averages:
-            average.module.load_state_dict(dict(tensors[average_name(average.length)]), strict=True)
+            _load(average.module, tensors[average_name(average.length)])
         _restore_moments(dict(tensors["optim"]), players, optimizers)
         _restore_memory(tensors.get("memory", {}), memory)
     except (KeyError, RuntimeError) as error:
@@ -82,6 +85,18 @@ def _trainable(players: Players, optimizers: Optimizers) -> Iterator[tuple[str, 
                 yield f"{name}.{key}", parameter, holder[id(parameter)]
 
 
+@torch.no_grad()
+def _load(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Fill a module, of which each process may hold a part."""
+    own = module.state_dict()
+    shapes, wanted = ({name: tuple(each.shape) for name, each in some.items()} for some in (saved, own))
+    if shapes != wanted:
+        differing = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
+        raise KeyError(f"weight {differing[0]}: {shapes.get(differing[0])} for {wanted.get(differing[0])}")
+    for name, tensor in own.items():
+        put(tensor, saved[name])
+
+
 def _restore_memory(saved: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> None:
     shapes, wanted = ({name: each.shape for name, each in some.items()} for some in (saved, memory))
     if shapes != wanted:
@@ -94,9 +109,12 @@ def _restore_moments(moments: dict[str, Tensor], players: Players, optimizers: O
     for key, parameter, optimizer in _trainable(players, optimizers):
         saved = {moment: moments.pop(f"{key}.{moment}") for moment in MOMENTS[type(optimizer)]}
         # empty_like keeps the parameter's memory layout, which safetensors does not.
-        optimizer.state[parameter] = {
-            moment: value.to(parameter.device) if moment == "step" else torch.empty_like(parameter).copy_(value)
+        state = {
+            moment: value.to(parameter.device) if moment == "step" else torch.empty_like(parameter).detach()
             for moment, value in saved.items()
         }
+        for moment in saved.keys() - {"step"}:
+            put(state[moment], saved[moment])
+        optimizer.state[parameter] = state
     if moments:
         raise KeyError(f"the optimizer's {next(iter(moments))} belongs to nothing")

@@ -7,6 +7,7 @@ Data, noise and rates are functions of the slot and the step, so the state betwe
 the optimizers' moments, what the stage remembers and one number: running the same command again goes on bit for bit.
 """
 
+import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from lab.training.config import TrainConfig
 from lab.training.ema import Average
 from lab.training.meter import Meter
 from lab.training.progress import Progress
+from lab.training.sharding import shard, whole
 from lab.training.signals import Interrupted, Stopper
 from lab.training.stage import Stage
 from lab.training.update import Updater
@@ -78,8 +80,13 @@ class Trainer:
     def __post_init__(self) -> None:
         for name, player in self.stage.players.items():
             self.stage.players[name] = self.runtime.prepare(player)
-        self.updater = Updater(self.stage, self.loader, self.runtime, self.config)
         self.averages = [Average(self.stage.players["model"], length) for length in self.config.ema]
+        self._shown = self.averages[0].module  # what previews and evaluators see
+        if self.config.shard and self.runtime.world.size > 1:
+            self._shown = copy.deepcopy(self._shown)
+            modules = [*self.stage.players.values(), *(average.module for average in self.averages)]
+            shard(modules, self.runtime.device, self.runtime.world)
+        self.updater = Updater(self.stage, self.loader, self.runtime, self.config)
         self.ending: Ending | None = self.config.optimizer.ending(self.config.steps)
         self._budget: Budget | None = None
         if self.config.budget:
@@ -241,28 +248,31 @@ class Trainer:
         )
         if not is_boundary:
             return remedy
-        if self._writes and self.step > 0:
+        if self.step > 0:
             self._save(last=True)
         self.runtime.world.largest(0)  # wait, or the launcher ends the first process while it saves
         return f"{remedy}; the same command goes on from step {self.step}"
 
     def _look(self, stopper: Stopper) -> None:
         """Previews and evaluators whose period has come; they see the averaged model. A signal cuts them short."""
-        config, model = self.config, self.averages[0].module
+        config, model = self.config, self._shown
+        is_preview_due = config.preview_every > 0 and (self.step % config.preview_every == 0 or self.is_done)
+        due = [evaluator for evaluator in self.evaluators if self.step % evaluator.every_steps == 0]
+        if model is not self.averages[0].module and (is_preview_due or due):  # every process gives its part
+            model.load_state_dict({name: whole(part) for name, part in self.averages[0].module.state_dict().items()})
         if not self._writes:
             return
         self._unlooked = True
         try:
-            if config.preview_every and (self.step % config.preview_every == 0 or self.is_done):
+            if is_preview_due:
                 captions = self.loader.batch(range(min(16, config.batch))).captions
                 with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():
                     images = self.stage.preview(model, captions)
                 self.rundir.save_picture(self.step, "samples", grid(images.float().cpu(), captions))
             figures: dict[str, float] = {}
-            for evaluator in self.evaluators:
-                if self.step % evaluator.every_steps == 0:
-                    with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():
-                        figures |= evaluator(model)
+            for evaluator in due:
+                with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():
+                    figures |= evaluator(model)
         except Interrupted:
             return
         if figures:
@@ -284,11 +294,14 @@ class Trainer:
             self.rundir.log(self.step, self.seen, figures)
 
     def _save(self, last: bool) -> None:
+        if not (self._writes or self.config.shard):
+            return
+        state = self.state()  # of a sharded model every process gives its part
         if not self._writes:
             return
         self.rundir.flush()
         try:
-            folder = checkpoint.save(self.rundir.checkpoints, self.state(), self.facts, self.config.keep_last)
+            folder = checkpoint.save(self.rundir.checkpoints, state, self.facts, self.config.keep_last)
         except StorageFailed as error:
             self._failed_saves += 1
             if last or self._failed_saves >= MAX_FAILED_SAVES:

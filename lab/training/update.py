@@ -22,6 +22,7 @@ from lab.randomness import seed_torch
 from lab.runtime import Runtime
 from lab.training.config import TrainConfig
 from lab.training.optimizer import build, clip, set_rates
+from lab.training.sharding import exchange_gradients
 from lab.training.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Updater:
             raise Refused(
                 f"train.batch={config.batch} gives some of {runtime.world.size} processes no sample: raise it"
             )
+        if config.shard and config.batch % runtime.world.size:
+            raise Refused(f"train.shard needs a train.batch that {runtime.world.size} processes share evenly")
         self.stage, self._loader, self._runtime, self._config = stage, loader, runtime, config
         arithmetic = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
         self.optimizers = {name: build(player, config.optimizer, arithmetic) for name, player in stage.players.items()}
@@ -107,7 +110,8 @@ class Updater:
         own = self._gradient(name, window)
         samples = {metric: world.gather(values, config.batch) for metric, values in own.items()}
         gradients = [parameter.grad for parameter in player.parameters() if parameter.grad is not None]
-        world.sum_(gradients)
+        if not config.shard:
+            world.sum_(gradients)
         if self.loss_scale != 1:
             torch._foreach_mul_(gradients, 1 / self.loss_scale)
         norm = clip(player.parameters(), config.optimizer.clip)
@@ -134,6 +138,11 @@ class Updater:
                 samples, problem = {}, str(error).splitlines()[0]
             if not self._runtime.world.largest(int(problem is not None)):
                 return samples
+            if self._config.shard:
+                raise OutOfMemory(
+                    f"memory ran out ({problem}): with train.shard a step cannot begin again; set train.micro_batch="
+                    f"{(self.micro_batch + 1) // 2} or runtime.recompute=true, and the same command goes on"
+                )
             if self.micro_batch == 1:
                 raise OutOfMemory(
                     f"memory does not suffice for a single sample ({problem or 'on another process'}): "
@@ -154,11 +163,15 @@ class Updater:
         player.train()
         player.zero_grad(set_to_none=True)
         parts: dict[str, list[Tensor]] = defaultdict(list)
-        for batch in (part for whole in window for part in whole.split(self.micro_batch)):
+        world, is_sharded = self._runtime.world, self._config.shard
+        scale = self.loss_scale * (world.size if is_sharded else 1)  # shards take the mean over processes
+        passes = [part for whole in window for part in whole.split(self.micro_batch)]
+        for k, batch in enumerate(passes, start=1):
+            exchange_gradients(player, now=k == len(passes))
             seed_torch(batch.seed, f"dropout/{name}", batch.slots[0])
             with self._runtime.autocast():
                 losses, metrics = self.stage.loss(name, batch)
-            (losses.sum() * (self.loss_scale / self._config.batch)).backward()
+            (losses.sum() * (scale / self._config.batch)).backward()
             for metric, values in {"loss": losses, **metrics}.items():
                 parts[metric].append(values.detach())
         return {metric: torch.cat(values) for metric, values in parts.items()}

@@ -21,8 +21,8 @@ MUTANTS = (
         15,
         "a resume forgets the averages",
         "lab/training/snapshot.py",
-        "average.module.load_state_dict(dict(tensors[average_name(average.length)]), strict=True)",
-        'average.module.load_state_dict(dict(players["model"].state_dict()), strict=True)',
+        "_load(average.module, tensors[average_name(average.length)])",
+        '_load(average.module, players["model"].state_dict())',
         RESUMED,
     ),
     Mutant(
@@ -109,8 +109,8 @@ MUTANTS = (
         17,
         "the mean of the means of micro-batches",
         "lab/training/update.py",
-        "(self.loss_scale / self._config.batch)",
-        "(self.loss_scale / len(batch))",
+        "(scale / self._config.batch)",
+        "(scale / len(batch))",
         ACCUMULATED,
     ),
     Mutant(
@@ -134,8 +134,8 @@ MUTANTS = (
         17,
         "each process keeps its own gradient",
         "lab/training/update.py",
-        "        world.sum_(gradients)\n",
-        "",
+        "            world.sum_(gradients)\n",
+        "            pass\n",
         "tests/lab/training/test_update.py::test_gradients_are_exchanged_once_per_update_whatever_the_micro_batches",
     ),
     Mutant(
@@ -182,8 +182,8 @@ MUTANTS = (
         18,
         "an evaluation moves the random numbers of training",
         "lab/training/trainer.py",
-        "with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():\n                        figures |=",
-        "with stopper.interruptible(), torch.no_grad():\n                        figures |=",
+        "with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():\n                    figures |=",
+        "with stopper.interruptible(), torch.no_grad():\n                    figures |=",
         "tests/lab/training/test_trainer.py::test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace",
     ),
     Mutant(

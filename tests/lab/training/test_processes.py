@@ -151,3 +151,44 @@ def test_processes_that_see_different_folders_refuse(script: Scripts, tmp_path: 
     with made.rundir, pytest.raises(Refused, match="must be one that all processes see"):
         made.fit()
     assert torch.distributed.is_initialized() is False
+
+
+SHARDED = (*EXACT[:3], "train.batch=6", "train.micro_batch=2", "train.log_every=1", "train.shard=true", "--run")
+
+
+def test_shards_make_the_same_run_and_any_number_of_processes_goes_on_with_it(script: Scripts, tmp_path: Path) -> None:
+    sharded = ("train.preview_every=2", *SHARDED)
+    assert script("train", TINY, *sharded, tmp_path / "one").code == 0  # a lone process has nothing to cut
+    assert [done.code for done in together(script, 2, *sharded, tmp_path / "two")] == [0, 0]
+    assert 0 < distance(tmp_path / "one", tmp_path / "two") <= 1e-5
+    stopped = together(script, 2, *sharded, tmp_path / "cut", faults={1: (signal_at, "loss", 5, SIGTERM)})
+    assert [done.code for done in stopped] == [143, 143]
+    assert end(tmp_path / "cut").name == "step-00000003"
+    assert [done.code for done in together(script, 2, *sharded, tmp_path / "cut")] == [0, 0]
+    assert differences(tmp_path / "two", tmp_path / "cut") == set()
+    pictures = [sorted((tmp_path / name / "previews").glob("samples-*")) for name in ("one", "two")]
+    assert [[path.name for path in each] for each in pictures] == [["samples-00000002.png", "samples-00000004.png"]] * 2
+
+
+def test_one_process_goes_on_with_the_shards_of_two(script: Scripts, tmp_path: Path) -> None:
+    sharded = ("train.preview_every=0", *SHARDED)
+    assert script("train", TINY, *sharded, tmp_path / "one").code == 0
+    stopped = together(script, 2, *sharded, tmp_path / "two", faults={0: (signal_at, "loss", 3, SIGTERM)})
+    assert [done.code for done in stopped] == [143, 143]
+    assert script("train", TINY, *sharded, tmp_path / "two").code == 0
+    assert 0 < distance(tmp_path / "one", tmp_path / "two") <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train.shard=true",), "set optimizer.matrices to adamw"),
+        (("train.shard=true", *EXACT[1:2], "train.batch=7"), "a train.batch that 2 processes share evenly"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(
+    script: Scripts, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    done = together(script, 2, *words, "--run", tmp_path / "run")
+    assert {each.code for each in done} <= {2, -SIGTERM}
+    assert any(each.code == 2 and message in each.err for each in done)
