@@ -10,6 +10,7 @@ the optimizers' moments, what the stage remembers and one number: running the sa
 """
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from lab.training import checkpoint, snapshot
 from lab.training.ema import Average
 from lab.training.meter import Meter
 from lab.training.optimizer import OptimizerConfig, build, clip, set_rates
+from lab.training.retention import Retention
 from lab.training.signals import Stopper
 from lab.training.stage import Stage
 
@@ -53,7 +55,10 @@ class TrainConfig(Config):
         optimizer: what updates the weights, and its rates.
         ema: relative lengths of the averages of the weights; samples are drawn from the first.
         log_every, preview_every, checkpoint_every: in steps; previews 0 for none.
-        keep_last: checkpoints to keep, at least 2.
+        keep_last: the newest checkpoints to keep, at least 2.
+        keep_every: keep those of each step that this divides for ever; 0 for none.
+        keep_best: a figure that is measured while training, such as "accuracy/pair/right": of the checkpoints at whose
+            step it was measured the one with the highest is kept, or with the lowest after a "-". Empty for none.
     """
 
     steps: int = Field(10_000, ge=1)
@@ -66,11 +71,15 @@ class TrainConfig(Config):
     preview_every: int = Field(1000, ge=0)
     checkpoint_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=2)
+    keep_every: int = Field(0, ge=0)
+    keep_best: str = ""
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainConfig":
         if self.micro_batch > self.batch:
             raise ValueError(f"micro_batch {self.micro_batch} is larger than batch {self.batch}")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(f"keep_every {self.keep_every} is no multiple of checkpoint_every {self.checkpoint_every}")
         names = {snapshot.average_name(length) for length in self.ema}
         if not self.ema or not all(0.001 <= length < 0.28 for length in self.ema) or len(names) < len(self.ema):
             raise ValueError(
@@ -105,7 +114,7 @@ class Trainer:
         runtime: where it runs.
         rundir: where it is written, opened for writing.
         config: how long and how.
-        facts: what every checkpoint's manifest says of its origin.
+        facts: what every checkpoint's manifest says of its origin, beside the run's id.
         evaluators: measured on their own periods.
         step: optimizer steps made so far.
         seconds: wall time of training so far, previews and checkpoints included, over all processes that worked on the
@@ -131,6 +140,7 @@ class Trainer:
         }
         self.averages = [Average(self.stage.players["model"], length) for length in self.config.ema]
         self._failed_saves = 0
+        self._newest: str | None = None
         self._meter = Meter()
 
     @property
@@ -148,10 +158,11 @@ class Trainer:
             NonFinite: a loss or gradient is not a number; nothing of that step is kept.
             StorageFailed: the disk refused three checkpoints in a row, or the last one.
         """
-        newest = checkpoint.latest(self.rundir.checkpoints)
-        checkpoint.clean(self.rundir.checkpoints)
+        newest = checkpoint.latest(self.rundir.checkpoints, self.rundir.run_id)
+        checkpoint.prepare(self.rundir.checkpoints, newest)
         if newest is not None:
             self.load_state(checkpoint.load(newest))
+            self._newest = newest.name
         self.rundir.rewind(self.step if newest is not None else None)
         self._status("running")
         try:
@@ -217,10 +228,10 @@ class Trainer:
                     self.rundir.log(self.step, self.seen, figures)
                 self.seconds = time.perf_counter() - began
                 with meter.paused():
-                    self._look(stopper)
+                    figures = self._look(stopper)
                     last = self.step == config.steps or stopper.signal is not None
                     if last or self.step % config.checkpoint_every == 0:
-                        self._save(last)
+                        self._save(last, figures)
 
     def _receive(self, batch: Batch) -> Batch:
         return batch.with_images(self.runtime.batch(batch.images))
@@ -267,23 +278,32 @@ class Trainer:
             "Lower train.optimizer.rate, or set runtime.precision=fp32"
         )
 
-    def _look(self, stopper: Stopper) -> None:
-        """Previews and evaluators whose period has come; they see the averaged model."""
+    def _look(self, stopper: Stopper) -> dict[str, float]:
+        """Previews and evaluators whose period has come, which see the averaged model; give what was measured."""
         config, model = self.config, self.averages[0].module
         if config.preview_every and (self.step % config.preview_every == 0 or self.step == config.steps):
             captions = self.loader.batch(range(min(16, config.batch))).captions
             with torch.random.fork_rng(), torch.no_grad():
                 images = self.stage.preview(model, captions)
             self.rundir.save_picture(self.step, "samples", grid(images.float().cpu(), captions))
+        measured: dict[str, float] = {}
         for evaluator in self.evaluators:
             if stopper.signal is None and self.step % evaluator.every_steps == 0:
                 with torch.random.fork_rng(), torch.no_grad():
-                    self.rundir.log(self.step, self.seen, evaluator(model))
+                    figures = evaluator(model)
+                self.rundir.log(self.step, self.seen, figures)
+                measured.update(figures)
+        return measured
 
-    def _save(self, last: bool) -> None:
+    def _save(self, last: bool, figures: Mapping[str, float]) -> None:
+        config, known = self.config, {name: value for name, value in figures.items() if math.isfinite(value)}
+        keep = Retention(config.keep_last, config.keep_every, config.keep_best)
+        if figures and keep.metric not in ("", *figures):
+            log.warning("train.keep_best=%s is not among what was measured: %s", config.keep_best, ", ".join(figures))
+        facts = {**self.facts, "run_id": self.rundir.run_id, "figures": known}
         self.rundir.flush()
         try:
-            folder = checkpoint.save(self.rundir.checkpoints, self.state(), self.facts, self.config.keep_last)
+            folder = checkpoint.save(self.rundir.checkpoints, self.state(), facts, keep)
         except StorageFailed as error:
             self._failed_saves += 1
             if last or self._failed_saves >= MAX_FAILED_SAVES:
@@ -291,8 +311,8 @@ class Trainer:
             log.warning("%s; the next try is in %d steps", error, self.config.checkpoint_every)
             return
         self._failed_saves = 0
-        self.rundir.set_status("running", self.step, self.seen, folder.name)
+        self._newest = folder.name
+        self._status("running")
 
     def _status(self, state: State, reason: str = "") -> None:
-        newest = max((folder.name for folder in self.rundir.checkpoints.glob("step-*")), default=None)
-        self.rundir.set_status(state, self.step, self.seen, newest, reason)
+        self.rundir.set_status(state, self.step, self.seen, self._newest, reason)
