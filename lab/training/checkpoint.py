@@ -39,8 +39,9 @@ from lab.storage import sync
 from lab.training.retention import LAST_TWO, Found, Retention
 
 FORMAT_VERSION = 1
-MANIFEST = "MANIFEST.json"
+MANIFEST, STATE = "MANIFEST.json", "state.json"
 SPACE = 1.2 * 2  # checkpoints that must find room: the next one is written before an older one is deleted
+NO_PICKLES = "only safetensors and JSON are read, since a pickle can run code"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of JSON from anywhere
 
 log = logging.getLogger(__name__)
@@ -173,9 +174,9 @@ def defect(folder: Path) -> str | None:
         files = {name: (file["size"], file["sha256"]) for name, file in manifest["files"].items()}
     except UNREADABLE as error:
         return f"unreadable manifest ({type(error).__name__})"
-    strange = {path.name for path in folder.iterdir()} - set(files) - {MANIFEST}
-    if strange:
-        return f"unexpected {sorted(strange)[0]}"
+    known = {name for name in files if name == STATE or name.endswith(".safetensors")}
+    if strange := ({path.name for path in folder.iterdir()} - {MANIFEST} | set(files)) - known:
+        return f"unexpected {min(strange)}: {NO_PICKLES}"
     for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
@@ -196,7 +197,7 @@ def load(folder: Path) -> Snapshot:
     problem = defect(folder)
     tensors: dict[str, Mapping[str, Tensor]] = {}
     if problem is None:
-        path = folder / "state.json"
+        path = folder / STATE
         try:
             state = json.loads(path.read_text())
             if not {"step", "seen"} <= state.keys():
@@ -204,9 +205,7 @@ def load(folder: Path) -> Snapshot:
             for path in sorted(folder.glob("*.safetensors")):
                 tensors[path.stem] = safetensors.torch.load_file(path)
         except (*UNREADABLE, safetensors.SafetensorError) as error:
-            problem = (
-                f"{path.name} does not hold what its name says ({error}); pickles are never read, they can run code"
-            )
+            problem = f"{path.name} does not hold what its name says ({error}); {NO_PICKLES}"
         else:
             return Snapshot(tensors, state)
     raise Refused(
@@ -231,7 +230,7 @@ def _write(draft: Path, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
             {name: t.detach().contiguous() for name, t in tensors.items()}, draft / f"{stem}.safetensors"
         )
     failpoint("after_tensors")
-    (draft / "state.json").write_text(json.dumps(snapshot.state, indent=1))
+    (draft / STATE).write_text(json.dumps(snapshot.state, indent=1))
     failpoint("after_state")
     files = {path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in sorted(draft.iterdir())}
     manifest = {"format_version": FORMAT_VERSION, "files": files, **facts}
