@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lab.errors import Refused
 from lab.explanation import explain, nearest
-from lab.yaml12 import Dumper, Loader
+from lab.yaml12 import Dumper, read
 
 Tree = dict[str, Any]
 T = TypeVar("T", bound="Config")
@@ -168,7 +168,7 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> Tree:
 
 def _mapping(path: Path) -> Tree:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - our Loader is a SafeLoader
+        tree = read(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         presets = sorted(str(other) for other in path.parent.glob("*.yaml"))
         raise Refused(f"{path}: no such configuration file{nearest(str(path), presets)}") from None
@@ -189,7 +189,7 @@ def _overrides(items: Sequence[str]) -> Tree:
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise Refused(f"override {item!r}: must read dotted.key=value, for instance train.steps=20")
         try:
-            value = yaml.load(text, Loader)  # noqa: S506 - our Loader is a SafeLoader
+            value = read(text)
         except yaml.YAMLError as error:
             raise Refused(f"override {item!r}: the value is not YAML ({_problem(error)}); quote it") from None
         OmegaConf.update(tree, key, _wrapped(value))

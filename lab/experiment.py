@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lab.config import Config, diff
 from lab.data.shapes import ShapesConfig
@@ -53,6 +53,14 @@ class Experiment(Config, Generic[StageConfig]):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Experiment[StageConfig]":
+        if self.train.keep_best and not self.evaluate.every_steps:
+            raise ValueError(
+                f"train.keep_best={self.train.keep_best}, but nothing is measured: set evaluate.every_steps"
+            )
+        return self
 
 
 def identity_changes(old: Config, new: Config) -> Sequence[str]:

@@ -32,6 +32,19 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}
 
 
+def read(text: str) -> Any:
+    """Read one document.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or not of what is read here.
+    """
+    loader = Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 class Dumper(yaml.SafeDumper):
     """A ``yaml.SafeDumper`` that quotes each string which a reader of YAML 1.1 or 1.2 would take for something else."""
 

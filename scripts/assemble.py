@@ -99,7 +99,6 @@ def trainer(experiment: DiffusionExperiment, rundir: RunDir, world: World = ALON
         rundir=rundir,
         config=experiment.train,
         facts={
-            "run_id": rundir.run_id,
             "config_sha256": hashlib.sha256(configuration.dump(experiment).encode()).hexdigest(),
             "data": source.fingerprint,
             "threads": torch.get_num_threads(),
@@ -167,15 +166,22 @@ class Trained:
 
 
 def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
-    """Load a run's model from its newest good checkpoint, or from a named one.
+    """Load a run's model from its newest good checkpoint, or from a named one; "best" is the one of train.keep_best.
 
     Raises:
         Refused: not a run, no such checkpoint, or a broken one that was asked for by name.
-        BadData: every checkpoint is broken.
+        BadData: no checkpoint can be used.
     """
     run = RunDir.view(path)
     experiment = load(run.config_path, [])
-    folder = run.checkpoints / checkpoint_name if checkpoint_name else checkpoint.latest(run.checkpoints)
+    folder: Path | None
+    match checkpoint_name:
+        case None:
+            folder = checkpoint.latest(run.checkpoints, run.run_id)
+        case "best":
+            folder = checkpoint.best(run.checkpoints, run.run_id, experiment.train.keep_best)
+        case _:
+            folder = run.checkpoints / checkpoint_name
     if folder is None or not folder.is_dir():
         have = ", ".join(sorted(f.name for f in run.checkpoints.glob("step-*"))) or "none yet"
         wanted = f"no checkpoint {checkpoint_name}" if checkpoint_name else "no checkpoint"

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", type=Path, help="a run directory")
     add("--num", type=int, default=500, help="prompts per kind; pairs and diversity get twice as many (default 500)")
     add("--json", type=Path, help="where to write the figures (default RUN/evaluation-<hash>.json)")
-    add("--checkpoint", help="a folder under RUN/ckpt (default: the newest good one)")
+    add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
     add(
         "--no-distances",

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the noise (default 0)")
     add("--negative", default="", help="what to move away from; needs guidance above 1")
     add("--out", type=Path, help="folder for the pictures (default RUN/samples)")
-    add("--checkpoint", help="a folder under RUN/ckpt, such as step-00001000 (default: the newest good one)")
+    add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
     settings.add_flags(parser)
     return parser

@@ -21,6 +21,13 @@ DOORS = {
     "tensorboard": ("lab.rundir",),
     "torch.utils.tensorboard": ("lab.rundir",),
 }
+UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch.distributed.checkpoint")
+UNSAFE_CALLS = {
+    *("eval", "exec", "os.system", "torch.load", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load"),
+    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"),
+}
+UNSAFE_SETTINGS = {"weights_only": "False", "shell": "True", "allow_pickle": "True", "share": "True"}
+PINNED = ("lab.evaluation.features: torch.load",)  # weights_only, on a file whose SHA-256 was compared before
 LAZY = ("transformers", "open_clip", "torch_fidelity", "tensorboard", "matplotlib", "scipy")
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 
@@ -98,6 +105,29 @@ def prints(sources: dict[str, str]) -> list[str]:
     ]
 
 
+def unsafe(sources: dict[str, str]) -> Iterator[str]:
+    """What could run code that came as data."""
+    for module, source in sources.items():
+        for target in imports(module, source, set(sources)):
+            if any(within(target, package) for package in UNSAFE_MODULES):
+                yield f"{module}: {target}"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom):
+                yield from (f"{module}: {n}" for a in node.names if (n := f"{node.module}.{a.name}") in UNSAFE_CALLS)
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in UNSAFE_CALLS:
+                    yield f"{module}: {called}"
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                yield from (
+                    f"{module}: {key}={value}" for key, value in UNSAFE_SETTINGS.items() if given.get(key) == value
+                )
+
+
+def unsafe_faults(sources: dict[str, str]) -> list[str]:
+    return [fault for fault in unsafe(sources) if fault not in PINNED]
+
+
 TEXTS = {module: path.read_text(encoding="utf-8") for module, path in SOURCES.items()}
 
 
@@ -110,7 +140,7 @@ def test_every_package_has_an_init() -> None:
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("check", [floor_faults, cycles, door_faults, prints])
+@pytest.mark.parametrize("check", [floor_faults, cycles, door_faults, prints, unsafe_faults])
 def test_the_house_is_in_order(check) -> None:
     assert check(TEXTS) == []
 
@@ -124,10 +154,25 @@ def test_the_house_is_in_order(check) -> None:
         (door_faults, {"lab.a": "def f():\n    import open_clip.model"}),
         (door_faults, {"lab.a": "from torch.utils.tensorboard import SummaryWriter"}),
         (prints, {"lab.a": "print(1)"}),
+        (unsafe_faults, {"lab.a": "def f():\n    import pickle"}),
+        (unsafe_faults, {"lab.a": "from pickle import load as read"}),
+        (unsafe_faults, {"lab.a": "import torch.distributed.checkpoint as dcp"}),
+        (unsafe_faults, {"lab.a": "model = torch.load(path, weights_only=True)"}),
+        (unsafe_faults, {"lab.a": "from torch import load"}),
+        (unsafe_faults, {"lab.evaluation.features": "torch.jit.load(path)"}),
+        (unsafe_faults, {"lab.evaluation.features": "torch.load(path, weights_only=False)"}),
+        (unsafe_faults, {"scripts.a": "yaml.load(text, Loader)"}),
+        (unsafe_faults, {"scripts.a": "eval(text)"}),
+        (unsafe_faults, {"scripts.a": "subprocess.run(line, shell=True)"}),
+        (unsafe_faults, {"scripts.a": "read(path, allow_pickle=True)"}),
     ],
 )
 def test_the_checks_see_a_fault(check, sources) -> None:
     assert len(check(sources)) == 1
+
+
+def test_putting_a_network_into_evaluation_mode_is_no_eval() -> None:
+    assert unsafe_faults({"lab.a": "model.eval()\ncheckpoint.load(folder)\nsubprocess.run(words)"}) == []
 
 
 def test_imports_for_types_only_are_free() -> None:

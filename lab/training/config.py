@@ -29,7 +29,10 @@ class TrainConfig(Config):
             "skip" leaves that update out and counts it.
         max_skipped: updates left out in a row before the run is stopped after all.
         log_every, preview_every, checkpoint_every: in steps; previews 0 for none.
-        keep_last: checkpoints to keep, at least 2.
+        keep_last: the newest checkpoints to keep, at least 2.
+        keep_every: keep those of each step that this divides for ever; 0 for none.
+        keep_best: a figure that is measured while training, such as "accuracy/pair/right": of the checkpoints at whose
+            step it was measured the one with the highest is kept, or with the lowest after a "-". Empty for none.
     """
 
     steps: int = Field(10_000, ge=1)
@@ -46,11 +49,15 @@ class TrainConfig(Config):
     preview_every: int = Field(1000, ge=0)
     checkpoint_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=2)
+    keep_every: int = Field(0, ge=0)
+    keep_best: str = ""
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainConfig":
         if self.micro_batch > self.batch:
             raise ValueError(f"micro_batch {self.micro_batch} is larger than batch {self.batch}")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(f"keep_every {self.keep_every} is no multiple of checkpoint_every {self.checkpoint_every}")
         if self.shard and self.optimizer.matrices == "muon":
             raise ValueError("shard cuts the matrices that Muon needs whole: set optimizer.matrices to adamw")
         if self.budget and (self.optimizer.decay != "wsd" or self.optimizer.decay_share > 0.5):

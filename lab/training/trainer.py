@@ -9,18 +9,18 @@ the optimizers' moments, what the stage remembers and one number: running the sa
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab.data.loader import Batch, Loader
 from lab.errors import NonFinite, Refused, StorageFailed
-from lab.images import grid
 from lab.rundir import RunDir, State
 from lab.runtime import Runtime
 from lab.training import checkpoint, snapshot
@@ -28,25 +28,17 @@ from lab.training.budget import Budget, Ending, seconds_of
 from lab.training.config import TrainConfig
 from lab.training.ema import Average
 from lab.training.meter import Meter
+from lab.training.observer import Evaluator, Observer
 from lab.training.progress import Progress
+from lab.training.retention import Retention
 from lab.training.sharding import shard, whole
-from lab.training.signals import Interrupted, Stopper
+from lab.training.signals import Stopper
 from lab.training.stage import Stage
 from lab.training.update import Updater
 
 log = logging.getLogger(__name__)
 
 MAX_FAILED_SAVES = 3
-
-
-class Evaluator(Protocol):
-    """Something measured on a period; it sees the averaged model and must leave no trace in the training state."""
-
-    every_steps: int
-
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        """Give named figures."""
-        ...
 
 
 @dataclass
@@ -59,7 +51,7 @@ class Trainer:
         runtime: where it runs.
         rundir: where it is written, opened for writing.
         config: how long and how.
-        facts: what every checkpoint's manifest says of its origin.
+        facts: what every checkpoint's manifest says of its origin, beside the run's id.
         evaluators: measured on their own periods.
         step: optimizer steps made so far.
         ending: when the run ends and how its rate falls; ``None`` while a budget has not decided it.
@@ -87,6 +79,9 @@ class Trainer:
             modules = [*self.stage.players.values(), *(average.module for average in self.averages)]
             shard(modules, self.runtime.device, self.runtime.world)
         self.updater = Updater(self.stage, self.loader, self.runtime, self.config)
+        self._observer = Observer(
+            self.stage, self.loader, self.rundir, min(16, self.config.batch), self.config.preview_every, self.evaluators
+        )
         self.ending: Ending | None = self.config.optimizer.ending(self.config.steps)
         self._budget: Budget | None = None
         if self.config.budget:
@@ -94,7 +89,7 @@ class Trainer:
             self._budget, self.ending = Budget(seconds_of(self.config.budget), share, self.config.steps), None
         self._writes = self.runtime.world.is_first
         self._failed_saves = 0
-        self._unlooked = False
+        self._newest: str | None = None
         self._meter = Meter()
 
     @property
@@ -118,12 +113,13 @@ class Trainer:
             StorageFailed: the disk refused three checkpoints in a row, or the last one.
             ProcessLost: another process died or hangs.
         """
-        newest = checkpoint.latest(self.rundir.checkpoints)
+        newest = checkpoint.latest(self.rundir.checkpoints, self.rundir.run_id)
         if newest is not None:
             self.load_state(checkpoint.load(newest))
+            self._newest = newest.name
         self._agree_on_step()
         if self._writes:
-            checkpoint.clean(self.rundir.checkpoints)
+            checkpoint.prepare(self.rundir.checkpoints, newest)
             self.rundir.rewind(self.step if newest is not None else None)
         self._status("running")
         try:
@@ -135,7 +131,7 @@ class Trainer:
         except BaseException as error:
             self._status("failed", f"{type(error).__name__}: {error}")
             raise
-        if signal and (not self.is_done or self._unlooked):
+        if signal and (not self.is_done or self._observer.is_behind):
             self._status("preempted", f"signal {signal}")
             return 128 + signal
         self._status("finished")
@@ -146,7 +142,7 @@ class Trainer:
         tensors = snapshot.take(self.stage.players, self.updater.optimizers, self.averages, self.stage.memory)
         state = {"step": self.step, "seen": self.seen, "batch": self.config.batch, "seconds": self.seconds}
         more: dict[str, Any] = {"meter": self._meter.state(), "updater": self.updater.state()}
-        more["unlooked"] = self._unlooked
+        more["unlooked"] = self._observer.is_behind
         if self._budget:
             more["ending"] = asdict(self.ending) if self.ending else None
         return checkpoint.Snapshot(tensors, {**state, **more})
@@ -166,7 +162,7 @@ class Trainer:
         self.step, self.seconds = int(saved.state["step"]), float(saved.state["seconds"])
         self._meter = Meter(saved.state["meter"])
         self.updater.load_state(saved.state.get("updater", {}))
-        self._unlooked = bool(saved.state.get("unlooked", False))
+        self._observer.is_behind = bool(saved.state.get("unlooked", False))
         if self._budget and saved.state.get("ending"):
             self.ending = Ending(**saved.state["ending"])
 
@@ -188,7 +184,7 @@ class Trainer:
         )
         progress = Progress(self.step, config.workers, shown=self._writes)
         with closing(rounds) as batches, progress:
-            if self._unlooked:  # a signal kept this step from being looked at
+            if self._observer.is_behind:  # a signal kept this step from being looked at
                 self._look(stopper)
                 signal = world.largest(stopper.signal or 0)
             while not signal and not self.is_done:
@@ -203,11 +199,11 @@ class Trainer:
                     progress.show(figures)
                     self._log(figures)
                 with meter.paused():
-                    self._look(stopper)
+                    figures = self._look(stopper)
                     signal = world.largest(stopper.signal or 0)
                     last = self.is_done or signal > 0
                     if last or decided or self.step % config.checkpoint_every == 0:
-                        self._save(last)
+                        self._save(last, figures)
         return signal
 
     def _receive(self, batch: Batch) -> Batch:
@@ -249,35 +245,23 @@ class Trainer:
         if not is_boundary:
             return remedy
         if self.step > 0:
-            self._save(last=True)
+            self._save(last=True, figures={})
         self.runtime.world.largest(0)  # wait, or the launcher ends the first process while it saves
         return f"{remedy}; the same command goes on from step {self.step}"
 
-    def _look(self, stopper: Stopper) -> None:
-        """Previews and evaluators whose period has come; they see the averaged model. A signal cuts them short."""
-        config, model = self.config, self._shown
-        is_preview_due = config.preview_every > 0 and (self.step % config.preview_every == 0 or self.is_done)
-        due = [evaluator for evaluator in self.evaluators if self.step % evaluator.every_steps == 0]
-        if model is not self.averages[0].module and (is_preview_due or due):  # every process gives its part
+    def _look(self, stopper: Stopper) -> dict[str, float]:
+        """Let the observer see the averaged model, if there is something to see; give what was measured."""
+        if not self._observer.is_due(self.step, is_last=self.is_done):
+            return {}
+        model = self._shown
+        if model is not self.averages[0].module:  # every process gives its part
             model.load_state_dict({name: whole(part) for name, part in self.averages[0].module.state_dict().items()})
         if not self._writes:
-            return
-        self._unlooked = True
-        try:
-            if is_preview_due:
-                captions = self.loader.batch(range(min(16, config.batch))).captions
-                with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():
-                    images = self.stage.preview(model, captions)
-                self.rundir.save_picture(self.step, "samples", grid(images.float().cpu(), captions))
-            figures: dict[str, float] = {}
-            for evaluator in due:
-                with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():
-                    figures |= evaluator(model)
-        except Interrupted:
-            return
+            return {}
+        figures = self._observer.look(model, self.step, stopper, is_last=self.is_done)
         if figures:
             self._log(figures)
-        self._unlooked = False
+        return figures
 
     def _decide(self) -> bool:
         """Let the budget, if there is one, decide on the ending; say whether it just did."""
@@ -293,15 +277,20 @@ class Trainer:
         if self._writes:
             self.rundir.log(self.step, self.seen, figures)
 
-    def _save(self, last: bool) -> None:
+    def _save(self, last: bool, figures: Mapping[str, float]) -> None:
         if not (self._writes or self.config.shard):
             return
         state = self.state()  # of a sharded model every process gives its part
         if not self._writes:
             return
+        config, known = self.config, {name: value for name, value in figures.items() if math.isfinite(value)}
+        keep = Retention(config.keep_last, config.keep_every, config.keep_best)
+        if figures and keep.metric not in ("", *figures):
+            log.warning("train.keep_best=%s is not among what was measured: %s", config.keep_best, ", ".join(figures))
+        facts = {**self.facts, "run_id": self.rundir.run_id, "figures": known}
         self.rundir.flush()
         try:
-            folder = checkpoint.save(self.rundir.checkpoints, state, self.facts, self.config.keep_last)
+            folder = checkpoint.save(self.rundir.checkpoints, state, facts, keep)
         except StorageFailed as error:
             self._failed_saves += 1
             if last or self._failed_saves >= MAX_FAILED_SAVES:
@@ -309,9 +298,9 @@ class Trainer:
             log.warning("%s; the next try is in %d steps", error, self.config.checkpoint_every)
             return
         self._failed_saves = 0
-        self.rundir.set_status("running", self.step, self.seen, folder.name)
+        self._newest = folder.name
+        self._status("running")
 
     def _status(self, state: State, reason: str = "") -> None:
         if self._writes:
-            newest = max((folder.name for folder in self.rundir.checkpoints.glob("step-*")), default=None)
-            self.rundir.set_status(state, self.step, self.seen, newest, reason)
+            self.rundir.set_status(state, self.step, self.seen, self._newest, reason)

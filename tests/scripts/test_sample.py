@@ -10,6 +10,8 @@ from diffusion.parameterization import X0
 from diffusion.samplers.spacing import LOGSNR_LIMITS
 from diffusion.schedule import Flow
 from lab.images import read_image, read_metadata
+from lab.rundir import RunDir
+from lab.training import checkpoint
 from scripts import assemble
 from tests.faults import TINY, Done, Scripts
 
@@ -269,6 +271,21 @@ def test_a_run_without_a_checkpoint(script: Scripts, reference: Path, tmp_path: 
     assert "no checkpoint there (found: none yet); name another, or train with" in refusal(
         script("sample", tmp_path, "a ring")
     )
+
+
+def test_the_best_checkpoint_by_the_figure_that_the_run_names(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    run, measured = tmp_path / "run", ("evaluate.every_steps=4", "evaluate.num=2", "evaluate.kinds=[single]")
+    metric = "accuracy/single/right"
+    done = script("train", TINY, "train.steps=11", *measured, f"train.keep_best={metric}", "--run", run)
+    assert done.code == 0, done.err
+    figures = {line["step"]: line[metric] for line in RunDir.view(run).metrics() if metric in line}
+    best = run / "ckpt" / f"step-{max(figures, key=lambda step: (figures[step], step)):08d}"
+    assert {folder.name for folder in (run / "ckpt").iterdir()} == {best.name, "step-00000010", "step-00000011"}
+    done = script("sample", run, PROMPT, "--checkpoint", "best", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert recipes(tmp_path / "out")[0]["checkpoint"] == checkpoint.identity(best)
+    answer = refusal(script("sample", reference, PROMPT, "--checkpoint", "best"))
+    assert "no checkpoint best there (found: step-00000008, step-00000009)" in answer
 
 
 def test_broken_checkpoints(script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:

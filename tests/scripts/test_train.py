@@ -60,6 +60,7 @@ def test_a_run_begins_with_the_picture_of_what_its_loss_weighs(reference: Path) 
         ("train.steps=0", "train.steps: "),
         ("stage.unet.widths=[16, 20]", "stage.unet: widths must be positive multiples of 16, got [16, 20]"),
         ("stage.unet.attention=[2]", "attention names level 2, but the levels are 0 to 1"),
+        ("train.keep_best=accuracy/pair/right", "but nothing is measured: set evaluate.every_steps"),
         ("train.micro_batch=7", "micro_batch 7 is larger than batch 6"),
         ("data.size=20", "data.size=20 is not divisible by 8, the network's factor"),
         ("text.heads=3", "heads 3 does not divide width 16"),

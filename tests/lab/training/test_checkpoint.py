@@ -5,13 +5,15 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lab.errors import BadData, Refused, StorageFailed
 from lab.training import checkpoint
-from lab.training.checkpoint import Snapshot, clean, defect, identity, latest, load, save
+from lab.training.checkpoint import Snapshot, best, defect, identity, latest, load, prepare, save
+from lab.training.retention import Retention
 
 FILES = ["MANIFEST.json", "ema_0.050.safetensors", "model.safetensors", "optim.safetensors", "state.json"]
 FACTS = {"run_id": "0123456789abcdef", "threads": 1}
@@ -40,6 +42,11 @@ def flip(path: Path, bit: int = 0, position: float = 0.5) -> None:
     content = bytearray(path.read_bytes())
     content[int(position * (len(content) - 1))] ^= 1 << bit
     path.write_bytes(content)
+
+
+def zero(path: Path) -> None:
+    """Fill a file with zeros, as some file systems do after a power cut."""
+    path.write_bytes(bytes(path.stat().st_size))
 
 
 def test_what_was_saved_is_loaded(root: Path) -> None:
@@ -102,6 +109,9 @@ def test_one_flipped_bit_is_found(root: Path, name: str, position: float) -> Non
         ),
         (lambda folder: (folder / "extra.safetensors").touch(), "unexpected extra.safetensors"),
         (shutil.rmtree, "unreadable manifest"),
+        (lambda folder: zero(folder / "optim.safetensors"), "optim.safetensors is not what was written"),
+        (lambda folder: zero(folder / "MANIFEST.json"), "unreadable manifest"),
+        (lambda folder: (folder / "MANIFEST.json").write_text("[" * 100_000), "unreadable manifest"),
     ],
 )
 def test_other_damage_is_named_too(root: Path, spoil, problem: str) -> None:
@@ -116,7 +126,7 @@ def test_other_damage_is_named_too(root: Path, spoil, problem: str) -> None:
 def test_the_newest_good_one_is_found_and_broken_ones_are_told_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert latest(root) is None
     for step in (8, 9, 10):
-        save(root, snapshot(step), FACTS, keep_last=3)
+        save(root, snapshot(step), FACTS, Retention(3))
     flip(root / "step-00000010" / "model.safetensors")
     with caplog.at_level(logging.WARNING):
         assert latest(root) == root / "step-00000009"
@@ -128,7 +138,8 @@ def test_when_all_are_broken_nothing_is_deleted(root: Path) -> None:
     for step in (1, 2):
         flip(save(root, snapshot(step), FACTS) / "state.json")
     with pytest.raises(
-        BadData, match=r"every checkpoint in .* is broken \(step-00000002: state.json .*; step-00000001: .*restore one"
+        BadData,
+        match=r"every checkpoint in .* is unusable \(step-00000002: state.json .*; step-00000001: .*restore one",
     ):
         latest(root)
     assert steps(root) == [1, 2]
@@ -164,7 +175,7 @@ def test_a_save_cut_short_leaves_the_old_one_or_the_new_one(
     assert newest is not None
     published = PLACES.index(place) >= PLACES.index("after_rename")
     assert load(newest).state["step"] == (3 if published else 2)
-    clean(root)
+    prepare(root, newest)
     assert [path for path in root.iterdir() if not path.name.startswith("step-")] == []
 
 
@@ -215,49 +226,156 @@ def test_everything_is_flushed_before_it_is_named_and_deleted_last(root: Path, m
     for step in (1, 2):
         save(root, snapshot(step), FACTS)
     acts: list[str] = []
-    sync, rename, rmtree = checkpoint.sync, Path.rename, shutil.rmtree
-    monkeypatch.setattr(checkpoint, "sync", lambda path: (acts.append(f"sync {path.name}"), sync(path)))
-    monkeypatch.setattr(
-        Path, "rename", lambda path, target: (acts.append(f"rename to {target.name}"), rename(path, target))[1]
-    )
-    monkeypatch.setattr(
-        shutil,
-        "rmtree",
-        lambda path, **more: (acts.append(f"delete {path.name}") if path.exists() else None, rmtree(path, **more)),
-    )
-    save(root, snapshot(3), FACTS)
+    flushed: dict[str, bytes] = {}
+    fsync, rename, rmtree = os.fsync, os.rename, shutil.rmtree
+
+    def watched_fsync(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").resolve()
+        acts.append(f"fsync {path.name}")
+        if path.is_file():
+            flushed[path.name] = path.read_bytes()
+        fsync(handle)
+
+    def watched_rename(source: Path, target: Path) -> None:
+        acts.append(f"rename {Path(source).name} to {Path(target).name}")
+        rename(source, target)
+
+    def watched_rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            acts.append(f"delete {path.name}")
+        rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "rename", watched_rename)
+    monkeypatch.setattr(shutil, "rmtree", watched_rmtree)
+    folder = save(root, snapshot(3), FACTS)
     draft = f".tmp-step-00000003-{os.getpid()}"
-    assert sorted(acts[:5]) == sorted(f"sync {name}" for name in FILES)
-    assert acts[5:] == [f"sync {draft}", "rename to step-00000003", "sync ckpt", "delete step-00000001"]
+    at = acts.index(f"fsync {draft}")
+    assert set(acts[at - len(FILES) : at]) == {f"fsync {name}" for name in FILES}
+    assert acts[at + 1 :] == [
+        f"rename {draft} to step-00000003",
+        "fsync ckpt",
+        "rename step-00000001 to .tmp-old-step-00000001",
+        "delete .tmp-old-step-00000001",
+    ]
+    assert flushed == {name: (folder / name).read_bytes() for name in FILES}
+
+
+def owners(root: Path) -> dict[str, str]:
+    """The run that each checkpoint says it is of, by the folder's name."""
+    return {path.parent.name: json.loads(path.read_text())["run_id"] for path in root.glob("*/MANIFEST.json")}
 
 
 def test_retention_counts_only_what_verifies(root: Path) -> None:
     for step in range(1, 5):
-        save(root, snapshot(step), FACTS, keep_last=2)
+        save(root, snapshot(step), FACTS)
     assert steps(root) == [3, 4]
     flip(root / "step-00000004" / "model.safetensors")
-    save(root, snapshot(5), FACTS, keep_last=2)
+    save(root, snapshot(5), FACTS)
     assert steps(root) == [3, 4, 5]  # 4 is broken, so 3 is the second that counts
-    with pytest.raises(AssertionError, match="one checkpoint is none"):
-        save(root, snapshot(6), FACTS, keep_last=1)
+    save(root, snapshot(6), FACTS)
+    assert steps(root) == [5, 6]
 
 
+def test_a_folder_without_a_manifest_is_neither_counted_nor_deleted(root: Path) -> None:
+    save(root, snapshot(1), FACTS)
+    shutil.copytree(root / "step-00000001", root / "step-00000002", ignore=shutil.ignore_patterns("MANIFEST.json"))
+    save(root, snapshot(3), FACTS)
+    assert steps(root) == [1, 2, 3]
+    for step in (4, 5):
+        save(root, snapshot(step), FACTS)
+    assert steps(root) == [2, 4, 5]
+
+
+def test_checkpoints_of_another_run_are_left_alone_and_not_gone_on_from(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, theirs = "0123456789abcdef", "fedcba9876543210"
+    for step in (2, 9):
+        save(root, snapshot(step), {"run_id": theirs})
+    with pytest.raises(BadData, match=rf"every checkpoint .* of run {theirs}, and this is run {mine}: move it"):
+        latest(root, mine)
+    for step in (1, 3, 4, 5):
+        save(root, snapshot(step), FACTS)
+        assert len([owner for owner in owners(root).values() if owner == mine]) == min(step, 2)
+    assert owners(root) == {f"step-{step:08d}": mine if step in (4, 5) else theirs for step in (2, 4, 5, 9)}
+    caplog.clear()
+    assert latest(root, mine) == root / "step-00000005"
+    assert f"step-00000009 is skipped: it is of run {theirs}" in caplog.text
+    assert latest(root) == root / "step-00000009"
+
+
+def test_what_a_resume_went_back_behind_does_not_push_it_out(root: Path) -> None:
+    """Had the later two, which read badly when the run was resumed, counted, step 2 would be gone at once."""
+    keep = Retention(3)
+    for step in (2, 4, 6):
+        save(root, snapshot(step), FACTS, keep)
+    save(root, snapshot(3), FACTS)
+    assert steps(root) == [2, 3, 4, 6]
+
+
+def test_the_best_and_the_milestones_stay(root: Path) -> None:
+    figures = {1: 0.3, 2: 0.9, 3: 0.5, 5: 0.9, 6: 0.8, 8: 0.1}
+    for step in range(1, 11):
+        facts = {**FACTS, "figures": {"accuracy": figures[step]} if step in figures else {}}
+        save(root, snapshot(step), facts, Retention(every=4, best="accuracy"))
+    assert steps(root) == [4, 5, 8, 9, 10]
+    assert best(root, FACTS["run_id"], "accuracy") == root / "step-00000005"
+    assert best(root, FACTS["run_id"], "-accuracy") == root / "step-00000008"
+    assert best(root, FACTS["run_id"], "loss") is None
+    assert best(root, "another", "accuracy") is None
+    flip(root / "step-00000005" / "model.safetensors")
+    assert best(root, FACTS["run_id"], "accuracy") == root / "step-00000008"
+
+
+@pytest.mark.parametrize("stubborn", ["os.rename", "shutil.rmtree"])
 def test_an_old_one_that_will_not_go_is_no_reason_to_stop(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stubborn: str
 ) -> None:
     for step in (1, 2):
         save(root, snapshot(step), FACTS)
-    rmtree = shutil.rmtree
+    honest = {"os.rename": os.rename, "shutil.rmtree": shutil.rmtree}[stubborn]
 
-    def stubborn(path: Path, ignore_errors: bool = False) -> None:
-        if path.name == "step-00000001":
+    def refuse(path: Path, *more: object, **settings: object) -> None:
+        if path.name.endswith("step-00000001"):
             raise PermissionError(13, "Permission denied", str(path))
-        rmtree(path, ignore_errors=ignore_errors)
+        honest(path, *more, **settings)
 
-    monkeypatch.setattr(shutil, "rmtree", stubborn)
-    with caplog.at_level(logging.WARNING):
+    with monkeypatch.context() as patch:
+        patch.setattr(stubborn, refuse)
         assert save(root, snapshot(3), FACTS).name == "step-00000003"
-    assert "could not be deleted" in caplog.text
+    assert caplog.text.count("an old checkpoint could not be deleted: [Errno 13] Permission denied") == 1
+    save(root, snapshot(4), FACTS)
+    prepare(root, None)
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("blocked", ["a file", "a folder that takes nothing"])
+def test_a_place_that_takes_no_checkpoints_is_found_before_the_first(root: Path, blocked: str) -> None:
+    if blocked == "a file":
+        root.touch()
+    else:
+        root.symlink_to("/proc/self/task")  # not even root can make a folder there
+    with pytest.raises(StorageFailed, match=r"no checkpoint can be written to .*ckpt \(.*make it a folder"):
+        prepare(root, None)
+
+
+def test_a_place_for_checkpoints_is_made_and_left_empty(root: Path) -> None:
+    prepare(root, None)
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(("share", "told"), [(2.39, True), (2.41, False)])
+def test_little_space_is_told_of_before_a_save_fails(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, share: float, told: bool
+) -> None:
+    newest = save(root, snapshot(1), FACTS)
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=share * size))
+    for act in (lambda: prepare(root, newest), lambda: save(root, snapshot(1), FACTS)):
+        caplog.clear()
+        act()
+        assert ("free some before a save fails" in caplog.text) == told
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

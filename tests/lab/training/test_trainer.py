@@ -1,7 +1,9 @@
 """The one loop, on the smallest stage there is: a line through points, and a second player that follows it."""
 
+import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -22,8 +24,9 @@ from lab.runtime import Runtime
 from lab.training import checkpoint
 from lab.training.config import TrainConfig
 from lab.training.ema import Average
+from lab.training.observer import Evaluator
 from lab.training.optimizer import OptimizerConfig
-from lab.training.trainer import Evaluator, Trainer
+from lab.training.trainer import Trainer
 
 CPU = Runtime(torch.device("cpu"))
 OPTIMIZER = OptimizerConfig(rate=0.05, warm_up=3, weight_decay=0.1, clip=0)
@@ -210,6 +213,68 @@ def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_pa
     assert previews(made) == ["line-00000000.png", "samples-00000004.png", "samples-00000006.png"]
 
 
+class Wavering:
+    """An evaluator whose figures go up and down, and one of which is not always a number."""
+
+    every_steps = 2
+
+    def __init__(self) -> None:
+        self.accuracies = iter([0.2, 0.7, 0.1, 0.6])
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        accuracy = next(self.accuracies)
+        return {"accuracy": accuracy, "distance": accuracy if accuracy > 0.1 else math.nan}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [8, 9]),
+        ({"keep_every": 3}, [3, 6, 8, 9]),
+        ({"keep_best": "accuracy"}, [4, 8, 9]),
+        ({"keep_best": "-accuracy"}, [6, 8, 9]),
+        ({"keep_best": "-distance"}, [2, 8, 9]),
+        ({"keep_best": "accuracy", "keep_last": 3, "keep_every": 5}, [4, 5, 7, 8, 9]),
+    ],
+)
+def test_the_checkpoints_that_were_asked_for_stay(
+    tmp_path: Path, settings: dict[str, object], kept: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = finish(trainer(tmp_path / "run", steps=9, checkpoint_every=1, evaluators=[Wavering()], **settings))
+    assert sorted(folder.name for folder in made.rundir.checkpoints.iterdir()) == [f"step-{n:08d}" for n in kept]
+    manifest = json.loads((made.rundir.checkpoints / "step-00000008" / "MANIFEST.json").read_text())
+    assert (manifest["run_id"], manifest["figures"]) == (made.rundir.run_id, {"accuracy": 0.6, "distance": 0.6})
+    assert caplog.text == ""
+
+
+def test_a_figure_that_nobody_measures_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finish(trainer(tmp_path / "run", steps=3, checkpoint_every=1, evaluators=[Wavering()], keep_best="-acuracy"))
+    assert caplog.messages == ["train.keep_best=-acuracy is not among what was measured: accuracy, distance"]
+
+
+def test_a_run_goes_on_from_its_own_checkpoints_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = finish(trainer(tmp_path / "other", steps=4))
+    made = finish(trainer(tmp_path / "run", steps=2))
+    name = "step-00000004"
+    foreign = Path(shutil.copytree(other.rundir.checkpoints / name, made.rundir.checkpoints / name))
+    before = {path: path.read_bytes() for path in foreign.iterdir()}
+    again = trainer(tmp_path / "run", steps=3)
+    finish(again)
+    assert f"{name} is skipped: it is of run {other.rundir.run_id}" in caplog.text
+    assert {path: path.read_bytes() for path in foreign.iterdir()} == before
+    status = again.rundir.status()
+    assert status is not None
+    assert (status.step, status.checkpoint) == (3, "step-00000003")
+
+
+def test_a_run_that_cannot_save_does_not_begin(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run")
+    made.rundir.checkpoints.touch()
+    with made.rundir, pytest.raises(StorageFailed, match="no checkpoint can be written"):
+        made.fit()
+    assert made.step == 0
+
+
 def test_charts_are_drawn_when_a_run_begins_and_not_when_it_goes_on(tmp_path: Path) -> None:
     made = finish(trainer(tmp_path / "run", steps=2))
     assert previews(made) == ["line-00000000.png"]
@@ -323,6 +388,7 @@ def test_a_run_keeps_its_batch_size(tmp_path: Path) -> None:
         ({"ema": ()}, "one or more"),
         ({"ema": (0.3,)}, "from 0.001 to 0.28"),
         ({"keep_last": 1}, "greater than or equal to 2"),
+        ({"keep_every": 750, "checkpoint_every": 500}, "keep_every 750 is no multiple of checkpoint_every 500"),
     ],
 )
 def test_impossible_settings(settings: dict[str, object], message: str) -> None:
