@@ -55,14 +55,14 @@ class Snapshot:
     state: Mapping[str, Any]
 
 
-def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep_last: int = 2) -> Path:
+def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep_last: int | None = 2) -> Path:
     """Write a checkpoint and then forget older ones.
 
     Args:
         root: the run's ``ckpt`` folder.
         snapshot: what to keep.
         facts: where it comes from (run id, config hash, versions, threads, ...), for the manifest.
-        keep_last: verified checkpoints to keep, at least 2.
+        keep_last: verified checkpoints to keep, at least 2; None for all.
 
     Returns:
         The checkpoint's folder.
@@ -70,7 +70,7 @@ def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep_last: in
     Raises:
         StorageFailed: the disk is full or refuses; what stood there before still stands.
     """
-    assert keep_last >= 2, "one checkpoint is none: the newest may be torn"
+    assert keep_last is None or keep_last >= 2, "one checkpoint is none: the newest may be torn"
     target = root / f"step-{snapshot.state['step']:08d}"
     draft, old = root / f".tmp-{target.name}-{os.getpid()}", root / f".tmp-old-{target.name}"
     try:
@@ -92,7 +92,8 @@ def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep_last: in
     if problem := defect(target):
         raise StorageFailed(f"checkpoint {target} reads back wrong ({problem}); the ones before it are intact")
     failpoint("before_retention")
-    _forget(root, keep_last)
+    if keep_last is not None:
+        _forget(root, keep_last)
     return target
 
 
@@ -150,17 +151,20 @@ def defect(folder: Path) -> str | None:
     return None
 
 
-def load(folder: Path) -> Snapshot:
+def load(
+    folder: Path, remedy: str = "choose another with --checkpoint, or resume from the newest good one"
+) -> Snapshot:
     """Read a checkpoint that verifies.
+
+    Args:
+        folder: of the checkpoint.
+        remedy: what to do if it is broken, for the message.
 
     Raises:
         Refused: it is missing or broken; the message says how.
     """
     if problem := defect(folder):
-        raise Refused(
-            f"checkpoint {folder} cannot be used: {problem}; choose another with --checkpoint, or resume from the "
-            "newest good one"
-        )
+        raise Refused(f"{folder} cannot be used: {problem}; {remedy}")
     tensors = {path.stem: safetensors.torch.load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return Snapshot(tensors, json.loads((folder / "state.json").read_text()))
 

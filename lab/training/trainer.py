@@ -31,6 +31,7 @@ from lab.rundir import RunDir, State
 from lab.runtime import Runtime
 from lab.training import checkpoint, snapshot
 from lab.training.ema import Average
+from lab.training.history import History, is_due
 from lab.training.meter import Meter
 from lab.training.optimizer import OptimizerConfig, build, clip, set_rates
 from lab.training.signals import Stopper
@@ -52,6 +53,8 @@ class TrainConfig(Config):
         workers: loader processes; 0 loads in the training process.
         optimizer: what updates the weights, and its rates.
         ema: relative lengths of the averages of the weights; samples are drawn from the first.
+        snapshots: how many times on the way, evenly spaced, the averages are kept for scripts/average.py; 0 for never.
+            Two lengths are needed, such as 0.05 and 0.1.
         log_every, preview_every, checkpoint_every: in steps; previews 0 for none.
         keep_last: checkpoints to keep, at least 2.
     """
@@ -62,6 +65,7 @@ class TrainConfig(Config):
     workers: int = Field(0, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: tuple[float, ...] = (0.05,)
+    snapshots: int = Field(0, ge=0)
     log_every: int = Field(50, ge=1)
     preview_every: int = Field(1000, ge=0)
     checkpoint_every: int = Field(500, ge=1)
@@ -75,6 +79,12 @@ class TrainConfig(Config):
         if not self.ema or not all(0.001 <= length < 0.28 for length in self.ema) or len(names) < len(self.ema):
             raise ValueError(
                 f"ema must be one or more different lengths from 0.001 to 0.28, to three decimals, got {list(self.ema)}"
+            )
+        if self.snapshots > self.steps:
+            raise ValueError(f"snapshots {self.snapshots} is more than steps {self.steps}")
+        if self.snapshots and len(self.ema) < 2:
+            raise ValueError(
+                f"snapshots need averages of two lengths, got ema {list(self.ema)}: set ema to [0.05, 0.1]"
             )
         return self
 
@@ -130,6 +140,7 @@ class Trainer:
             for name, player in self.stage.players.items()
         }
         self.averages = [Average(self.stage.players["model"], length) for length in self.config.ema]
+        self._history = History(self.rundir.snapshots)
         self._failed_saves = 0
         self._meter = Meter()
 
@@ -153,6 +164,7 @@ class Trainer:
         if newest is not None:
             self.load_state(checkpoint.load(newest))
         self.rundir.rewind(self.step if newest is not None else None)
+        self._history.rewind(self.step)
         self._status("running")
         try:
             with Stopper().listening() as stopper:
@@ -217,6 +229,8 @@ class Trainer:
                     self.rundir.log(self.step, self.seen, figures)
                 self.seconds = time.perf_counter() - began
                 with meter.paused():
+                    if is_due(self.step, config.steps, config.snapshots):
+                        self._history.keep(self.step, self.seen, self.averages, self.facts)
                     self._look(stopper)
                     last = self.step == config.steps or stopper.signal is not None
                     if last or self.step % config.checkpoint_every == 0:
