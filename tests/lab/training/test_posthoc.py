@@ -79,7 +79,7 @@ def test_no_other_coefficients_come_nearer() -> None:
 
 
 def tracked(weights: Tensor, stored: list[Profile]) -> tuple[Tensor, dict[float, Tensor]]:
-    """What the averages of weights (steps, d) are at the stored profiles (n, d), and at the end for all lengths (d,)."""
+    """What averages of weights (steps, d) are at the stored profiles (n, d), and at the end for each length (d,)."""
     module = nn.Linear(weights.shape[1], 1, bias=False)
     averages = {length: Average(module, length) for length in (*STORED, *OTHERS)}
     kept = {}
