@@ -10,8 +10,7 @@ alone: the least squares |sum_i c_i p_i - q|^2, whose products are known in clos
     <p, q> = (g + 1) (h + 1) / (g + h + 1)  (m / a)^g (m / b)^h / max(a, b)        m = min(a, b)
 
 for exponents g, h and steps a, b. The coefficients must add up to 1, which the paper leaves to the fit: what the
-weights have in common over the run, mostly where they began, is then kept exactly. On weights that hardly leave where
-they begin this divides the error at length 0.15 by 60, and no trajectory tried lost by it below length 0.2.
+weights have in common over the run, mostly where they began, is then kept exactly (docs/decisions/0011).
 
 The error of a fit is |sum_i c_i p_i - q| / |q|. It is the error of the average relative to the average's own scatter
 where each step's weights scatter independently; weights that wander slowly are averaged better than that.
