@@ -6,6 +6,8 @@
     metrics.jsonl      the truth: one line per measurement, ``step`` and ``seen`` first, only appended to
     tb/                TensorBoard, derived from the same numbers; if it fails, training goes on without
     previews/ ckpt/    pictures; checkpoints, which ``lab.training.checkpoint`` writes
+    snapshots/         averages of the weights along the way, which ``lab.training.history`` writes
+    averages/          averages made from them, by scripts/average.py
     .lock              held (flock) by the one process that may write, and naming it
 
 Everything of a step is logged before the checkpoint of that step is saved: a resume from step s keeps the lines up to s
@@ -132,6 +134,16 @@ class RunDir:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "ckpt"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of the averages that were kept along the way."""
+        return self.path / "snapshots"
+
+    @property
+    def averages(self) -> Path:
+        """The folder of the averages that were made after the training."""
+        return self.path / "averages"
 
     @property
     def run_id(self) -> str:

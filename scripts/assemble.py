@@ -29,7 +29,7 @@ from lab.runtime import Runtime
 from lab.storage import write_whole
 from lab.text.clip import vocabulary
 from lab.training import checkpoint
-from lab.training.snapshot import average_name
+from lab.training.snapshot import Tensors, average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from vae.codec import Pixels
@@ -155,7 +155,7 @@ class Trained:
         experiment: the run's own configuration.
         run: its directory, for reading.
         origin: run id, hash of the checkpoint and which weights: a part of every image's recipe.
-        state: of the checkpoint: step, samples seen, seconds of training.
+        state: of the checkpoint: step, samples seen, seconds of training (not of an average that was made later).
     """
 
     pipeline: Pipeline
@@ -168,22 +168,31 @@ class Trained:
 def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
     """Load a run's model from its newest good checkpoint, or from a named one; "best" is the one of train.keep_best.
 
+    Args:
+        path: the run's directory.
+        checkpoint_name: of a folder, such as ``step-00001000``.
+        weights: "ema" for the first average of a checkpoint, "raw", or the name of one that scripts/average.py made.
+
     Raises:
-        Refused: not a run, no such checkpoint, or a broken one that was asked for by name.
+        Refused: not a run, no such weights or checkpoint, or a broken one that was asked for by name.
         BadData: no checkpoint can be used.
     """
     run = RunDir.view(path)
     experiment = load(run.config_path, [])
+    root = run.checkpoints if weights in ("ema", "raw") else run.averages / weights
+    if not root.is_dir() and root != run.checkpoints:
+        have = "".join(f", {f.name}" for f in sorted(run.averages.glob("*")))
+        raise Refused(f"{path}: no weights {weights!r} there (found: ema, raw{have}); scripts/average.py makes others")
     folder: Path | None
     match checkpoint_name:
         case None:
-            folder = checkpoint.latest(run.checkpoints, run.run_id)
+            folder = checkpoint.latest(root, run.run_id)
         case "best":
-            folder = checkpoint.best(run.checkpoints, run.run_id, experiment.train.keep_best)
+            folder = checkpoint.best(root, run.run_id, experiment.train.keep_best)
         case _:
-            folder = run.checkpoints / checkpoint_name
+            folder = root / checkpoint_name
     if folder is None or not folder.is_dir():
-        have = ", ".join(sorted(f.name for f in run.checkpoints.glob("step-*"))) or "none yet"
+        have = ", ".join(sorted(f.name for f in root.glob("step-*"))) or "none yet"
         wanted = f"no checkpoint {checkpoint_name}" if checkpoint_name else "no checkpoint"
         raise Refused(
             f"{path}: {wanted} there (found: {have}); name another, or train with scripts/train.py --resume {path}"
@@ -191,9 +200,7 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
     runtime = runtimes.start(experiment.runtime)
     made = stage(experiment, runtime)
     saved = checkpoint.load(folder)
-    tensors = (
-        saved.tensors[average_name(experiment.train.ema[0])] if weights == "ema" else _player(saved.tensors["model"])
-    )
+    tensors = _weights(saved.tensors, experiment, weights)
     model = made.players["model"]
     try:
         model.load_state_dict(dict(tensors), strict=True)
@@ -233,8 +240,10 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
     return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
 
 
-def _player(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+def _weights(tensors: Tensors, experiment: DiffusionExperiment, weights: str) -> Mapping[str, Tensor]:
+    if weights == "raw":
+        return {k.removeprefix("model."): tensor for k, tensor in tensors["model"].items() if k.startswith("model.")}
+    return tensors[average_name(experiment.train.ema[0])] if weights == "ema" else next(iter(tensors.values()))
 
 
 def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> SamplingConfig:

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num", type=int, default=500, help="prompts per kind; pairs and diversity get twice as many (default 500)")
     add("--json", type=Path, help="where to write the figures (default RUN/evaluation-<hash>.json)")
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
-    add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
+    add("--weights", default="ema", help="ema, raw, or what average.py made, such as ema_0.075 (default ema)")
     add(
         "--no-distances",
         action="store_true",

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--negative", default="", help="what to move away from; needs guidance above 1")
     add("--out", type=Path, help="folder for the pictures (default RUN/samples)")
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
-    add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (default ema)")
+    add("--weights", default="ema", help="ema, raw, or what average.py made, such as ema_0.075 (default ema)")
     settings.add_flags(parser)
     return parser
 

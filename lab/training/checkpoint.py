@@ -64,7 +64,7 @@ class Snapshot:
     state: Mapping[str, Any]
 
 
-def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep: Retention = LAST_TWO) -> Path:
+def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep: Retention | None = LAST_TWO) -> Path:
     """Write a checkpoint and then forget older ones.
 
     Args:
@@ -73,7 +73,7 @@ def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep: Retenti
         facts: for the manifest: "run_id"; "figures" measured at this step, if any; and what else says where it comes
             from (config hash, versions, threads, ...).
         keep: which older ones stay. A checkpoint of a later step, which a resume has gone back behind, stays and does
-            not count.
+            not count. None for all.
 
     Returns:
         The checkpoint's folder.
@@ -102,7 +102,8 @@ def save(root: Path, snapshot: Snapshot, facts: Mapping[str, Any], keep: Retenti
     if problem := defect(target):
         raise StorageFailed(f"checkpoint {target} reads back wrong ({problem}); the ones before it are intact")
     failpoint("before_retention")
-    _forget(target, facts["run_id"], keep)
+    if keep is not None:
+        _forget(target, facts["run_id"], keep)
     _warn_of_space(target)
     return target
 
@@ -124,10 +125,15 @@ def prepare(root: Path, newest: Path | None) -> None:
         raise StorageFailed(
             f"no checkpoint can be written to {root} ({error.strerror}); make it a folder that this process may write"
         ) from error
-    for draft in root.glob(".tmp-*"):
-        shutil.rmtree(draft, ignore_errors=True)
+    clean(root)
     if newest is not None:
         _warn_of_space(newest)
+
+
+def clean(root: Path) -> None:
+    """Delete what a killed process left half-written."""
+    for draft in root.glob(".tmp-*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def latest(root: Path, run_id: str | None = None) -> Path | None:
@@ -188,8 +194,14 @@ def defect(folder: Path) -> str | None:
     return None
 
 
-def load(folder: Path) -> Snapshot:
+def load(
+    folder: Path, remedy: str = "choose another with --checkpoint, or resume from the newest good one"
+) -> Snapshot:
     """Read a checkpoint that verifies.
+
+    Args:
+        folder: of the checkpoint.
+        remedy: what to do if it is broken, for the message.
 
     Raises:
         Refused: it is missing, broken or, with hashes that are right, not a checkpoint; the message says how.
@@ -208,10 +220,7 @@ def load(folder: Path) -> Snapshot:
             problem = f"{path.name} does not hold what its name says ({error}); {NO_PICKLES}"
         else:
             return Snapshot(tensors, state)
-    raise Refused(
-        f"checkpoint {folder} cannot be used: {problem}; choose another with --checkpoint, or resume from the newest "
-        "good one"
-    )
+    raise Refused(f"{folder} cannot be used: {problem}; {remedy}")
 
 
 def identity(folder: Path) -> str:

@@ -25,6 +25,8 @@ class TrainConfig(Config):
         workers: loader processes; 0 loads in the training process.
         optimizer: what updates the weights, and its rates.
         ema: relative lengths of the averages of the weights; samples are drawn from the first.
+        snapshots: how many times on the way, evenly spaced, the averages are kept for scripts/average.py; 0 for never.
+            Two lengths are needed, such as 0.05 and 0.1.
         on_nonfinite: what to do when a loss or a gradient is not finite: "stop" ends the run at the last good state,
             "skip" leaves that update out and counts it.
         max_skipped: updates left out in a row before the run is stopped after all.
@@ -43,6 +45,7 @@ class TrainConfig(Config):
     workers: int = Field(0, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: tuple[float, ...] = (0.05,)
+    snapshots: int = Field(0, ge=0)
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skipped: int = Field(20, ge=1)
     log_every: int = Field(50, ge=1)
@@ -70,7 +73,20 @@ class TrainConfig(Config):
             raise ValueError(
                 f"ema must be one or more different lengths from 0.001 to 0.28, to three decimals, got {list(self.ema)}"
             )
+        self._check_snapshots()
         return self
+
+    def _check_snapshots(self) -> None:
+        if self.snapshots > self.steps:
+            raise ValueError(f"snapshots {self.snapshots} is more than steps {self.steps}")
+        if self.snapshots and len(self.ema) < 2:
+            raise ValueError(
+                f"snapshots need averages of two lengths, got ema {list(self.ema)}: set ema to [0.05, 0.1]"
+            )
+        if self.snapshots and self.budget:
+            raise ValueError(
+                "snapshots are spaced evenly over steps that a budget does not tell: set steps, or snapshots to 0"
+            )
 
     def windows(self, samples: int | None = None) -> list[int]:
         """Give the sizes of the micro-batches that make up a step's samples, or a process's share of them."""

@@ -23,9 +23,7 @@ def take(
     """Give every tensor of the state as file stem -> name -> tensor."""
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": {
-            f"{name}.{key}": whole(value)
-            for name, player in players.items()
-            for key, value in player.state_dict().items()
+            f"{name}.{key}": value for name, player in players.items() for key, value in whole_state(player).items()
         },
         "optim": {
             f"{key}.{moment}": whole(value)
@@ -34,7 +32,7 @@ def take(
         },
     }
     for average in averages:
-        tensors[average_name(average.length)] = {k: whole(v) for k, v in average.module.state_dict().items()}
+        tensors[average_name(average.length)] = whole_state(average.module)
     return {**tensors, "memory": memory} if memory else tensors
 
 
@@ -64,6 +62,11 @@ def restore(
         raise Refused(
             f"the checkpoint does not fit this configuration ({first}); use the run's own configuration"
         ) from error
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Give a module's tensors in one piece; of a sharded one every process must ask at the same time."""
+    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
 
 
 def average_name(length: float) -> str:

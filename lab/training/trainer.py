@@ -27,11 +27,12 @@ from lab.training import checkpoint, snapshot
 from lab.training.budget import Budget, Ending, seconds_of
 from lab.training.config import TrainConfig
 from lab.training.ema import Average
+from lab.training.history import History, is_due
 from lab.training.meter import Meter
 from lab.training.observer import Evaluator, Observer
 from lab.training.progress import Progress
 from lab.training.retention import Retention
-from lab.training.sharding import shard, whole
+from lab.training.sharding import shard
 from lab.training.signals import Stopper
 from lab.training.stage import Stage
 from lab.training.update import Updater
@@ -88,6 +89,7 @@ class Trainer:
             share = self.config.optimizer.decay_share
             self._budget, self.ending = Budget(seconds_of(self.config.budget), share, self.config.steps), None
         self._writes = self.runtime.world.is_first
+        self._history = History(self.rundir.snapshots)
         self._failed_saves = 0
         self._newest: str | None = None
         self._meter = Meter()
@@ -121,6 +123,7 @@ class Trainer:
         if self._writes:
             checkpoint.prepare(self.rundir.checkpoints, newest)
             self.rundir.rewind(self.step if newest is not None else None)
+            self._history.rewind(self.step)
         self._status("running")
         try:
             with Stopper().listening() as stopper:
@@ -199,6 +202,8 @@ class Trainer:
                     progress.show(figures)
                     self._log(figures)
                 with meter.paused():
+                    if is_due(self.step, config.steps, config.snapshots):
+                        self._keep_averages()
                     figures = self._look(stopper)
                     signal = world.largest(stopper.signal or 0)
                     last = self.is_done or signal > 0
@@ -255,13 +260,18 @@ class Trainer:
             return {}
         model = self._shown
         if model is not self.averages[0].module:  # every process gives its part
-            model.load_state_dict({name: whole(part) for name, part in self.averages[0].module.state_dict().items()})
+            model.load_state_dict(snapshot.whole_state(self.averages[0].module))
         if not self._writes:
             return {}
         figures = self._observer.look(model, self.step, stopper, is_last=self.is_done)
         if figures:
             self._log(figures)
         return figures
+
+    def _keep_averages(self) -> None:
+        tensors = {snapshot.average_name(a.length): snapshot.whole_state(a.module) for a in self.averages}
+        if self._writes:
+            self._history.keep(self.step, self.seen, tensors, {**self.facts, "run_id": self.rundir.run_id})
 
     def _decide(self) -> bool:
         """Let the budget, if there is one, decide on the ending; say whether it just did."""

@@ -389,6 +389,8 @@ def test_a_run_keeps_its_batch_size(tmp_path: Path) -> None:
         ({"ema": (0.3,)}, "from 0.001 to 0.28"),
         ({"keep_last": 1}, "greater than or equal to 2"),
         ({"keep_every": 750, "checkpoint_every": 500}, "keep_every 750 is no multiple of checkpoint_every 500"),
+        ({"snapshots": 3}, r"snapshots need averages of two lengths, got ema \[0.05\]: set ema to \[0.05, 0.1\]"),
+        ({"snapshots": 3, "steps": 2, "ema": (0.05, 0.1)}, "snapshots 3 is more than steps 2"),
     ],
 )
 def test_impossible_settings(settings: dict[str, object], message: str) -> None:
