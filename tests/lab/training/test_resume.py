@@ -111,6 +111,16 @@ def test_with_snapshots_of_the_averages(script: Scripts, tmp_path: Path, places:
     assert all(checkpoint.defect(folder) is None for folder in (tmp_path / "cut" / "snapshots").iterdir())
 
 
+def test_a_snapshot_that_cannot_be_written_ends_the_run_which_then_goes_on(script: Scripts, tmp_path: Path) -> None:
+    command = ("train", TINY, "train.snapshots=3", "--run", tmp_path)
+    done = script(*command, fault=(small_disk, 600_000))
+    assert done.code == 74
+    assert "snapshots/step-00000003 could not be written" in done.err.splitlines()[-1]
+    assert not list((tmp_path / "snapshots").iterdir())
+    assert script(*command).code == 0
+    assert len(list((tmp_path / "snapshots").iterdir())) == 3
+
+
 def test_an_extended_run_keeps_its_snapshots_and_goes_on_wider(script: Scripts, tmp_path: Path) -> None:
     assert script("train", TINY, "train.snapshots=3", "--run", tmp_path).code == 0
     before = kept(tmp_path)
