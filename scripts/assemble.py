@@ -28,7 +28,7 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.storage import write_whole
 from lab.text.clip import vocabulary
-from lab.training import checkpoint
+from lab.training import checkpoint, snapshot
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
@@ -85,13 +85,25 @@ def stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
     )
 
 
-def trainer(experiment: DiffusionExperiment, rundir: RunDir, world: World = ALONE) -> Trainer:
-    """Build the trainer of a completed experiment in its run directory, which the first process has opened."""
+def trainer(
+    experiment: DiffusionExperiment, rundir: RunDir, world: World = ALONE, start: "Saved | None" = None
+) -> Trainer:
+    """Build the trainer of a completed experiment in its run directory, which the first process has opened.
+
+    Args:
+        experiment: what is trained, and how.
+        rundir: where.
+        world: with whom.
+        start: the weights to begin with, as ``warm_start.read`` gives them; ``None`` for fresh ones.
+    """
     runtime = runtimes.start(experiment.runtime, world)
     if world.is_first:
         rundir.record_process(str(runtime.device), torch.get_num_threads())
     source = Shapes(experiment.data)
     made = stage(experiment, runtime)
+    if start is not None:
+        snapshot.put(start.weights, made.players)
+    environment = rundir.environment()
     return Trainer(
         stage=made,
         loader=Loader(source, experiment.seed, experiment.train.workers),
@@ -105,7 +117,8 @@ def trainer(experiment: DiffusionExperiment, rundir: RunDir, world: World = ALON
             "threads": torch.get_num_threads(),
             "processes": world.size,
             "precision": runtime.precision,
-            **{k: v for k, v in rundir.environment()["processes"][-1].items() if k in ("commit", "dirty", "packages")},
+            **{k: v for k, v in environment["processes"][-1].items() if k in ("commit", "dirty", "packages")},
+            **{k: v for k, v in environment.items() if k == "init_from"},
         },
         evaluators=[PromptAccuracy(experiment, made)] if experiment.evaluate.every_steps else [],
     )
@@ -148,6 +161,22 @@ class PromptAccuracy:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """The weights in a run's checkpoint, and where they come from.
+
+    Attributes:
+        weights: of every player, "<player>.<name>" -> tensor.
+        experiment, run, origin, state: as of ``Trained``.
+    """
+
+    weights: Mapping[str, Tensor]
+    experiment: DiffusionExperiment
+    run: RunDir
+    origin: Mapping[str, str]
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained model, ready to draw, and where it came from.
 
@@ -166,11 +195,16 @@ class Trained:
     state: Mapping[str, Any]
 
 
-def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
-    """Load a run's model from its newest good checkpoint, or from a named one.
+def saved(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Saved:
+    """Read weights from a run's newest good checkpoint, or from a named one.
+
+    Args:
+        path: the run's directory.
+        checkpoint_name: of a folder, such as ``step-00001000``.
+        weights: of the model: "ema" for its first average, a name such as "ema_0.100" for another, or "raw".
 
     Raises:
-        Refused: not a run, no such checkpoint, or a broken one that was asked for by name.
+        Refused: not a run, no such checkpoint or weights, or a broken one that was asked for by name.
         BadData: every checkpoint is broken.
     """
     run = RunDir.view(path)
@@ -182,19 +216,30 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         raise Refused(
             f"{path}: {wanted} there (found: {have}); name another, or train with scripts/train.py --resume {path}"
         )
-    runtime = runtimes.start(experiment.runtime)
-    made = stage(experiment, runtime)
-    saved = checkpoint.load(folder)
-    tensors = (
-        saved.tensors[average_name(experiment.train.ema[0])] if weights == "ema" else _player(saved.tensors["model"])
-    )
-    model = made.players["model"]
-    try:
-        model.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        raise Refused(f"{folder} does not fit {run.config_path} ({str(error).splitlines()[-1].strip()})") from error
+    loaded = checkpoint.load(folder)
+    averages = [stem for stem in loaded.tensors if stem.startswith("ema_")]
+    average = {"raw": None, "ema": average_name(experiment.train.ema[0])}.get(weights, weights)
+    if average not in (None, *averages):
+        raise Refused(f"{folder}: no weights {weights!r} there (found: {', '.join(['ema', 'raw', *averages])})")
     origin = {"run": run.run_id, "checkpoint": checkpoint.identity(folder), "weights": weights}
-    return Trained(made.pipeline(runtime.place(model).eval()), experiment, run, origin, saved.state)
+    return Saved(snapshot.weights(loaded.tensors, average), experiment, run, origin, loaded.state)
+
+
+def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
+    """Load a run's model, ready to draw; see ``saved``.
+
+    Raises:
+        Refused: as from ``saved``, or the weights do not fit the run's own configuration.
+        BadData: every checkpoint is broken.
+    """
+    found = saved(path, checkpoint_name, weights)
+    runtime = runtimes.start(found.experiment.runtime)
+    made = stage(found.experiment, runtime)
+    if problems := snapshot.misfits(found.weights, made.players):
+        raise Refused(f"{path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
+    snapshot.put(found.weights, made.players)
+    model = runtime.place(made.players["model"]).eval()
+    return Trained(made.pipeline(model), found.experiment, found.run, found.origin, found.state)
 
 
 def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
@@ -225,10 +270,6 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
         raise BadData(f"{path} does not hold a measured variance; delete it, and it is measured again") from error
     name = hashlib.sha256(variance.model_dump_json().encode()).hexdigest()[:16]
     return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
-
-
-def _player(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
 
 
 def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> SamplingConfig:

@@ -14,6 +14,9 @@ class TrainConfig(Config):
 
     Attributes:
         steps: optimizer steps in all.
+        init_from: a run whose weights this one begins with: "runs/A" or "runs/A:ema" for its first average,
+            "runs/A:ema_0.100" for another, "runs/A:raw" for the weights themselves; empty for fresh ones. Read once,
+            before the first step: a resume does not need that run.
         batch: samples per step, over all processes.
         micro_batch: samples per pass of the network, any number up to ``batch``; 0 for all of a process's at once. The
             step is the same but for rounding. It is halved when memory runs out.
@@ -28,6 +31,7 @@ class TrainConfig(Config):
     """
 
     steps: int = Field(10_000, ge=1)
+    init_from: str = ""
     batch: int = Field(32, ge=1)
     micro_batch: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
