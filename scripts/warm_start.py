@@ -39,10 +39,10 @@ def read(experiment: DiffusionExperiment, path: Path) -> Saved | None:
         raise Refused(f"train.init_from={wanted}: {other} is not a run directory (runs beside it: {have})")
     found = saved(Path(other), weights=weights)
     if problems := _misfits(found, experiment):
-        more = "; ..." if problems[3:] else ""
+        more = "; and more" if problems[3:] else ""
         raise Refused(
-            f"train.init_from={wanted} does not fit, {len(problems)} differences ({'; '.join(problems[:3])}{more}): "
-            f"begin with the configuration of that run, python scripts/train.py {found.run.config_path} "
+            f"train.init_from={wanted} does not fit; differences ({len(problems)}): {'; '.join(problems[:3])}{more}. "
+            f"Begin with the configuration of that run: python scripts/train.py {found.run.config_path} "
             f"train.init_from={wanted} --run runs/OTHER"
         )
     return found
