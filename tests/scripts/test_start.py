@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults import ENVIRONMENT, ROOT, TINY
 
-SCRIPTS = ("train", "sample", "evaluate", "demo", "benchmark")
+SCRIPTS = ("train", "sample", "evaluate", "demo", "benchmark", "verify_resume")
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess[str]:
