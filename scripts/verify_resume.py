@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from signal import SIGKILL
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scripts.entry import EXIT_CODES, run
 
@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
     options, preset, overrides = _parse(argv)
     from lab.errors import Refused
 
-    every = options.steps // (options.kills + 1)
-    if options.kills < 1 or every < 2:
+    if options.kills < 1 or options.steps < 2 * (options.kills + 1):
         raise Refused(f"--kills {options.kills} must be at least 1, and need --steps {2 * (options.kills + 1)} or more")
+    every = options.steps // (options.kills + 1)
     folder = options.dir or Path(tempfile.mkdtemp(prefix="verify-resume-"))
     whole, cut = folder / "whole", folder / "cut"
     if whole.exists() or cut.exists():
@@ -107,7 +107,8 @@ def metrics_differences(one: Path, other: Path) -> tuple[int, list[tuple[int, st
     """Count the lines of two runs' metrics, and list those that differ in more than times, with their step."""
     from lab.rundir import RunDir
 
-    lines = list(zip_longest(RunDir.view(one).metrics(), RunDir.view(other).metrics(), fillvalue={}))
+    nothing: dict[str, Any] = {}
+    lines = list(zip_longest(RunDir.view(one).metrics(), RunDir.view(other).metrics(), fillvalue=nothing))
     found = []
     for line, twin in lines:
         names = (name for name in {**line, **twin} if not name.startswith("time/"))

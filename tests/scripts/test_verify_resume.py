@@ -131,6 +131,7 @@ def test_tensors_are_compared_bit_by_bit(one: Tensor | None, other: Tensor | Non
     [
         (("--steps", 5, "--kills", 2), "--kills 2 must be at least 1, and need --steps 6 or more"),
         (("--kills", 0), "--kills 0 must be at least 1"),
+        (("--kills", -1), "--kills -1 must be at least 1"),
         (("--dir", "."), "holds runs already: name another folder by --dir"),
         ((TINY,), "name one preset"),
     ],

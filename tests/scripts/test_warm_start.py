@@ -8,7 +8,7 @@ from signal import SIGKILL
 import pytest
 import torch
 
-from lab.config import load
+from lab.config import dump, load
 from lab.errors import Refused
 from lab.rundir import RunDir
 from lab.training import checkpoint, snapshot
@@ -119,6 +119,16 @@ def test_a_wrong_name_is_answered_with_what_is_there(
     assert answer in line
     assert suffix != "x" or str(reference) in line.split("(runs beside it: ")[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_configuration_was_changed_by_hand_is_not_drawn_from(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    config = load(run / "config.yaml", ["text.layers=2"], DiffusionExperiment)
+    (run / "config.yaml").write_text(dump(config))
+    line = refusal(script("sample", run, "a red circle"))
+    assert f"the checkpoint does not fit {run / 'config.yaml'} (model.text." in line
 
 
 def test_two_processes_begin_with_the_same_weights(script: Scripts, reference: Path, tmp_path: Path) -> None:
