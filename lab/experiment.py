@@ -14,7 +14,7 @@ from lab.training.config import TrainConfig
 StageConfig = TypeVar("StageConfig", bound=Config)
 
 FREE = ("name", "runtime", "evaluate", "stage.sampling", "train")  # what may change between two halves of a run ...
-BOUND = ("train.batch", "train.ema")  # ... except these, which the state of a run depends on
+BOUND = ("train.batch", "train.ema", "train.init_from")  # ... except these, which the state of a run depends on
 
 
 class EvaluateConfig(Config):

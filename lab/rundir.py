@@ -1,7 +1,8 @@
 """One run, one folder: what was asked, where it ran, how far it came, what it measured.
 
     config.yaml        the resolved configuration; its presence makes the folder a run
-    environment.json   the run's id and, per process that worked on it, versions, commit, device, threads, arguments
+    environment.json   the run's id, whose weights it began with, if another run's, and, per process that worked on it,
+                       versions, commit, device, threads, arguments
     STATUS.json        running, finished, preempted or failed, and at which step; replaced, never half-written
     metrics.jsonl      the truth: one line per measurement, ``step`` and ``seen`` first, only appended to
     tb/                TensorBoard, derived from the same numbers; if it fails, training goes on without
@@ -151,8 +152,13 @@ class RunDir:
         return str(self.environment()["run_id"])
 
     def environment(self) -> dict[str, Any]:
-        """``{"run_id": ..., "processes": [...]}``, oldest process first."""
+        """``{"run_id": ..., "processes": [...]}``, oldest process first, and "init_from" if weights were taken over."""
         return self._read_json("environment.json")
+
+    def record_init(self, origin: Mapping[str, str]) -> None:
+        """Say in ``environment.json`` whose weights this run begins with: run id, checkpoint, which weights."""
+        self._check_writable()
+        self._write_json("environment.json", {**self.environment(), "init_from": dict(origin)})
 
     def replace_config(self, config: Config) -> None:
         """Put another resolved configuration in place, for a run that is extended."""

@@ -28,8 +28,8 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.storage import write_whole
 from lab.text.clip import vocabulary
-from lab.training import checkpoint
-from lab.training.snapshot import Tensors, average_name
+from lab.training import checkpoint, snapshot
+from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from vae.codec import Pixels
@@ -85,13 +85,25 @@ def stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
     )
 
 
-def trainer(experiment: DiffusionExperiment, rundir: RunDir, world: World = ALONE) -> Trainer:
-    """Build the trainer of a completed experiment in its run directory, which the first process has opened."""
+def trainer(
+    experiment: DiffusionExperiment, rundir: RunDir, world: World = ALONE, start: "Saved | None" = None
+) -> Trainer:
+    """Build the trainer of a completed experiment in its run directory, which the first process has opened.
+
+    Args:
+        experiment: what is trained, and how.
+        rundir: where.
+        world: with whom.
+        start: the weights to begin with, as ``warm_start.read`` gives them; ``None`` for fresh ones.
+    """
     runtime = runtimes.start(experiment.runtime, world)
     if world.is_first:
         rundir.record_process(str(runtime.device), torch.get_num_threads())
     source = Shapes(experiment.data)
     made = stage(experiment, runtime)
+    if start is not None:
+        snapshot.fill(made.players, start.weights)
+    environment = rundir.environment()
     return Trainer(
         stage=made,
         loader=Loader(source, experiment.seed, experiment.train.workers),
@@ -104,7 +116,8 @@ def trainer(experiment: DiffusionExperiment, rundir: RunDir, world: World = ALON
             "threads": torch.get_num_threads(),
             "processes": world.size,
             "precision": runtime.precision,
-            **{k: v for k, v in rundir.environment()["processes"][-1].items() if k in ("commit", "dirty", "packages")},
+            **{k: v for k, v in environment["processes"][-1].items() if k in ("commit", "dirty", "packages")},
+            **{k: v for k, v in environment.items() if k == "init_from"},
         },
         evaluators=[PromptAccuracy(experiment, made)] if experiment.evaluate.every_steps else [],
     )
@@ -147,6 +160,22 @@ class PromptAccuracy:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """The weights in a run's checkpoint, and where they come from.
+
+    Attributes:
+        weights: of every player, "<player>.<name>" -> tensor.
+        experiment, run, origin, state: as of ``Trained``.
+    """
+
+    weights: Mapping[str, Tensor]
+    experiment: DiffusionExperiment
+    run: RunDir
+    origin: Mapping[str, str]
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained model, ready to draw, and where it came from.
 
@@ -165,24 +194,27 @@ class Trained:
     state: Mapping[str, Any]
 
 
-def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
-    """Load a run's model from its newest good checkpoint, or from a named one; "best" is the one of train.keep_best.
+def saved(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Saved:
+    """Read weights from a run's newest good checkpoint, or from a named one; "best" is the one of train.keep_best.
 
     Args:
         path: the run's directory.
         checkpoint_name: of a folder, such as ``step-00001000``.
-        weights: "ema" for the first average of a checkpoint, "raw", or the name of one that scripts/average.py made.
+        weights: of the model: "ema" for its first average, a name such as "ema_0.100" for another or for one that
+            scripts/average.py made, or "raw".
 
     Raises:
-        Refused: not a run, no such weights or checkpoint, or a broken one that was asked for by name.
+        Refused: not a run, no such checkpoint or weights, or a broken one that was asked for by name.
         BadData: no checkpoint can be used.
     """
     run = RunDir.view(path)
     experiment = load(run.config_path, [])
-    root = run.checkpoints if weights in ("ema", "raw") else run.averages / weights
+    averages = [average_name(length) for length in experiment.train.ema]
+    trained = {"ema": averages[0], "raw": None, **{name: name for name in averages}}
+    root = run.checkpoints if weights in trained else run.averages / weights
     if not root.is_dir() and root != run.checkpoints:
-        have = "".join(f", {f.name}" for f in sorted(run.averages.glob("*")))
-        raise Refused(f"{path}: no weights {weights!r} there (found: ema, raw{have}); scripts/average.py makes others")
+        have = ", ".join([*trained, *(folder.name for folder in sorted(run.averages.glob("*")))])
+        raise Refused(f"{path}: no weights {weights!r} there (found: {have}); scripts/average.py makes others")
     folder: Path | None
     match checkpoint_name:
         case None:
@@ -197,17 +229,26 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         raise Refused(
             f"{path}: {wanted} there (found: {have}); name another, or train with scripts/train.py --resume {path}"
         )
-    runtime = runtimes.start(experiment.runtime)
-    made = stage(experiment, runtime)
-    saved = checkpoint.load(folder)
-    tensors = _weights(saved.tensors, experiment, weights)
-    model = made.players["model"]
-    try:
-        model.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        raise Refused(f"{folder} does not fit {run.config_path} ({str(error).splitlines()[-1].strip()})") from error
+    loaded = checkpoint.load(folder)
     origin = {"run": run.run_id, "checkpoint": checkpoint.identity(folder), "weights": weights}
-    return Trained(made.pipeline(runtime.place(model).eval()), experiment, run, origin, saved.state)
+    return Saved(snapshot.weights(loaded.tensors, trained.get(weights, weights)), experiment, run, origin, loaded.state)
+
+
+def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
+    """Load a run's model, ready to draw; see ``saved``.
+
+    Raises:
+        Refused: as from ``saved``, or the weights do not fit the run's own configuration.
+        BadData: every checkpoint is broken.
+    """
+    found = saved(path, checkpoint_name, weights)
+    runtime = runtimes.start(found.experiment.runtime)
+    made = stage(found.experiment, runtime)
+    if problems := snapshot.misfits(found.weights, made.players):
+        raise Refused(f"{path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
+    snapshot.fill(made.players, found.weights)
+    model = runtime.place(made.players["model"]).eval()
+    return Trained(made.pipeline(model), found.experiment, found.run, found.origin, found.state)
 
 
 def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
@@ -238,12 +279,6 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
         raise BadData(f"{path} does not hold a measured variance; delete it, and it is measured again") from error
     name = hashlib.sha256(variance.model_dump_json().encode()).hexdigest()[:16]
     return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
-
-
-def _weights(tensors: Tensors, experiment: DiffusionExperiment, weights: str) -> Mapping[str, Tensor]:
-    if weights == "raw":
-        return {k.removeprefix("model."): tensor for k, tensor in tensors["model"].items() if k.startswith("model.")}
-    return tensors[average_name(experiment.train.ema[0])] if weights == "ema" else next(iter(tensors.values()))
 
 
 def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> SamplingConfig:

@@ -5,6 +5,7 @@
     python scripts/train.py configs/shapes.yaml --run runs/try         # refused: runs/try has 200 steps
     python scripts/train.py --resume runs/try                          # goes on where it was, or says it is done
     python scripts/train.py --resume runs/try train.steps=400          # goes on to 400 steps
+    python scripts/train.py configs/shapes.yaml train.init_from=runs/try --run runs/finer   # begins with its weights
 
 The same command again continues a run that was stopped, killed or preempted: bit for bit, from its newest good
 checkpoint. Ctrl-C, SIGTERM and SIGUSR1 save and stop. Any key of the configuration can be set as dotted.key=value; a
@@ -99,8 +100,9 @@ def _resume(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
 def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int:
     """Be the process that writes the run, alone or with others that follow."""
     from lab.rundir import RunDir
-    from scripts import assemble
+    from scripts import assemble, warm_start
 
+    start = warm_start.read(experiment, path)
     with RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, experiment) as rundir:
         status = rundir.status()
         known = status is not None and status.state == "finished"
@@ -113,8 +115,11 @@ def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int
             )
             return 0
         rundir.replace_config(experiment)
+        if start is not None:
+            rundir.record_init(start.origin)
         world.from_first(READY)
-        trainer = assemble.trainer(experiment, rundir, world)
+        trainer = assemble.trainer(experiment, rundir, world, start)
+        del start  # as large as the model
         print(assemble.describe(trainer, path))
         code = trainer.fit()
         done = (
@@ -128,13 +133,18 @@ def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int
 
 def _follow(path: Path, world: "World") -> int:
     """Be one of the processes that help the first: read what it decided, and write nothing."""
+    from lab.errors import Refused
     from lab.rundir import RunDir
-    from scripts import assemble
+    from scripts import assemble, warm_start
 
     if world.from_first(READY) == FINISHED:
         return 0
     rundir = RunDir.view(path)
-    return assemble.trainer(assemble.load(rundir.config_path, []), rundir, world).fit()
+    experiment = assemble.load(rundir.config_path, [])
+    start = warm_start.read(experiment, path)
+    if start is not None and start.origin != rundir.environment()["init_from"]:
+        raise Refused(f"{experiment.train.init_from} got a new checkpoint meanwhile: run the same command again")
+    return assemble.trainer(experiment, rundir, world, start).fit()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ class TrainConfig(Config):
         steps: optimizer steps in all; with a budget, at most.
         budget: training time after which the run is finished, such as "6h", "90m" or "1h30m"; "" for none. The fall of
             the rate is placed by the speed that the run shows, once, and every step after that is as in any other run.
+        init_from: a run whose weights this one begins with: "runs/A" or "runs/A:ema" for its first average,
+            "runs/A:ema_0.100" for another, "runs/A:raw" for the weights themselves; empty for fresh ones. Read once,
+            before the first step: a resume does not need that run.
         batch: samples per step, over all processes.
         micro_batch: samples per pass of the network, any number up to ``batch``; 0 for all of a process's at once. The
             step is the same but for rounding. It is halved when memory runs out.
@@ -39,6 +42,7 @@ class TrainConfig(Config):
 
     steps: int = Field(10_000, ge=1)
     budget: str = Field("", pattern=PATTERN)
+    init_from: str = ""
     batch: int = Field(32, ge=1)
     micro_batch: int = Field(0, ge=0)
     shard: bool = False

@@ -49,10 +49,7 @@ def restore(
         Refused: one is missing, left over or of another shape.
     """
     try:
-        for name, player in players.items():
-            prefix = f"{name}."
-            own = {k.removeprefix(prefix): v for k, v in tensors["model"].items() if k.startswith(prefix)}
-            _load(player, own)
+        fill(players, tensors["model"])
         for average in averages:
             _load(average.module, tensors[average_name(average.length)])
         _restore_moments(dict(tensors["optim"]), players, optimizers)
@@ -72,6 +69,40 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 def average_name(length: float) -> str:
     """Name the file of an average."""
     return f"ema_{length:.3f}"
+
+
+def weights(tensors: Tensors, average: str | None = None) -> Mapping[str, Tensor]:
+    """Give the weights of every player as "<player>.<name>" -> tensor.
+
+    Args:
+        tensors: of a checkpoint.
+        average: the file stem of the one that the model's weights are taken from, perhaps all that there is; ``None``
+            for the raw ones.
+    """
+    averaged = {f"model.{name}": tensor for name, tensor in tensors[average].items()} if average else {}
+    return {**tensors.get("model", {}), **averaged}
+
+
+def misfits(weights: Mapping[str, Tensor], players: Players) -> list[str]:
+    """List the weights that are missing, left over or of another shape, a few words each."""
+    wanted = {
+        f"{name}.{key}": tensor for name, player in players.items() for key, tensor in player.state_dict().items()
+    }
+    shapes = [
+        f"{name} is {list(weights[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    missing = [f"{name} is missing" for name in wanted if name not in weights]
+    return [*missing, *(f"{name} is left over" for name in weights if name not in wanted), *shapes]
+
+
+def fill(players: Players, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights, as ``weights`` gives them, into players that they fit."""
+    for name, player in players.items():
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+        _load(player, own)
 
 
 def _trainable(players: Players, optimizers: Optimizers) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:

@@ -161,4 +161,5 @@ def test_a_broken_average_is_not_drawn_from(script: Scripts, copy: Path) -> None
 def test_weights_that_were_not_made(script: Scripts, copy: Path) -> None:
     assert script("average", copy, "--length", 0.075).code == 0
     answer = refusal(script("sample", copy, "a ring", "--weights", "ema_0.080"))
-    assert "no weights 'ema_0.080' there (found: ema, raw, ema_0.075); scripts/average.py makes others" in answer
+    found = "ema, raw, ema_0.050, ema_0.100, ema_0.075"
+    assert f"no weights 'ema_0.080' there (found: {found}); scripts/average.py makes others" in answer

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults import ENVIRONMENT, ROOT, TINY
 
-SCRIPTS = ("train", "sample", "evaluate", "average", "demo", "benchmark")
+SCRIPTS = ("train", "sample", "evaluate", "average", "demo", "benchmark", "verify_resume")
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess[str]:

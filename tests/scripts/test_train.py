@@ -140,6 +140,7 @@ def test_another_configuration_in_the_same_folder_is_refused_with_both_remedies(
         ("text.layers=2", "text.layers: 1 -> 2"),
         ("train.batch=8", "train.batch: 6 -> 8"),
         ("train.ema=[0.1]", "train.ema: [0.05, 0.1] -> [0.1]"),
+        ("train.init_from=runs/other", 'train.init_from: "" -> "runs/other"'),
     ],
 )
 def test_a_resumed_run_keeps_its_identity(script: Scripts, reference: Path, change: str, answer: str) -> None:
