@@ -78,6 +78,7 @@ def test_the_first_tensor_that_differs_is_named_with_its_largest_difference(
     assert "before anything was resumed" not in out
 
 
+@pytest.mark.slow
 def test_a_memory_that_was_forgotten_is_named(
     script: Scripts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
