@@ -28,7 +28,7 @@ def take(
         "optim": {
             f"{key}.{moment}": whole(value)
             for key, parameter, optimizer in _trainable(players, optimizers)
-            for moment, value in optimizer.state[parameter].items()
+            for moment, value in _moments(optimizer, parameter).items()
         },
     }
     for average in averages:
@@ -117,6 +117,15 @@ def _trainable(players: Players, optimizers: Optimizers) -> Iterator[tuple[str, 
         for key, parameter in player.named_parameters():
             if parameter.requires_grad:
                 yield f"{name}.{key}", parameter, holder[id(parameter)]
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Mapping[str, Tensor]:
+    """What an optimizer remembers of a parameter: zeros before its first update, which may have been left out."""
+    zeros = {
+        moment: torch.zeros(()) if moment == "step" else torch.zeros_like(parameter).detach()
+        for moment in MOMENTS[type(optimizer)]
+    }
+    return {**zeros, **optimizer.state.get(parameter, {})}
 
 
 @torch.no_grad()

@@ -249,7 +249,10 @@ def test_any_prompt_makes_a_plain_file_name(script: Scripts, reference: Path, tm
         ),
         (("--prompts-file", "no/such/file.txt"), "--prompts-file no/such/file.txt cannot be read as text"),
         ((), 'no prompts: give some, as in "a red circle", or --prompts-file FILE'),
-        (("a ring", "--weights", "best"), "no weights 'best' there (found: ema, raw); scripts/average.py makes others"),
+        (
+            ("a ring", "--weights", "best"),
+            "no weights 'best' there (found: ema, raw, ema_0.050, ema_0.100); scripts/average.py makes others",
+        ),
         (("a ring", "--num", "many"), "invalid int value: 'many'"),
     ],
 )

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from lab.errors import Refused
 from lab.rundir import RunDir
+from lab.runtime import Runtime
 from lab.training import checkpoint
+from lab.world import World
 from tests.faults import TINY, Done, Scripts, in_double, nan_at, out_of_memory, signal_at, sleep_at
 from tests.lab.training.test_resume import differences, measured
+from tests.lab.training.test_trainer import trainer
 
 EXACT = (
     "stage.unet.dropout=0",
@@ -138,16 +142,11 @@ def test_when_memory_runs_out_on_one_process_all_begin_the_step_again(script: Sc
 
 
 def test_processes_that_see_different_folders_refuse(script: Scripts, tmp_path: Path) -> None:
-    from lab.errors import Refused
-    from lab.world import World
-    from tests.lab.training.test_trainer import trainer
-
     class Disagreeing(World):
         def largest(self, number: int) -> int:
             return number + 1
 
-    made = trainer(tmp_path / "run")
-    object.__setattr__(made.runtime, "world", Disagreeing())
+    made = trainer(tmp_path / "run", runtime=Runtime(torch.device("cpu"), world=Disagreeing()))
     with made.rundir, pytest.raises(Refused, match="must be one that all processes see"):
         made.fit()
     assert torch.distributed.is_initialized() is False

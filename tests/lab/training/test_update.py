@@ -214,3 +214,10 @@ def test_every_process_needs_a_sample() -> None:
     runtime = Runtime(CPU, world=World(rank=0, size=9))
     with pytest.raises(Refused, match=r"train.batch=8 gives some of 9 processes no sample"):
         Updater(Line(), Loader(Points(), seed=1), runtime, TrainConfig(batch=8))
+
+
+def test_a_run_whose_first_updates_were_left_out_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    settings = {"on_nonfinite": "skip", "optimizer": STEADY}
+    whole = finish(trainer(tmp_path / "whole", Line(spoilt=[1, 9]), **settings))
+    finish(trainer(tmp_path / "cut", Line(spoilt=[1, 9]), steps=2, **settings))
+    assert torch.equal(weights(finish(trainer(tmp_path / "cut", Line(spoilt=[1, 9]), **settings))), weights(whole))
