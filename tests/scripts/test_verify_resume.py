@@ -23,6 +23,7 @@ NUM_TENSORS = 938  # of the tiny preset: weights, two averages, moments
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_tiny_run_that_was_killed_is_bit_identical(script: Scripts, tmp_path: Path) -> None:
     done = script("verify_resume", TINY, "--steps", 6, "--kills", 1, "--dir", tmp_path)
     assert done.code == 0, done.err

@@ -155,6 +155,7 @@ def test_processes_that_see_different_folders_refuse(script: Scripts, tmp_path: 
 SHARDED = (*EXACT[:3], "train.batch=6", "train.micro_batch=2", "train.log_every=1", "train.shard=true", "--run")
 
 
+@pytest.mark.slow
 def test_shards_make_the_same_run_and_any_number_of_processes_goes_on_with_it(script: Scripts, tmp_path: Path) -> None:
     sharded = ("train.preview_every=2", *SHARDED)
     assert script("train", TINY, *sharded, tmp_path / "one").code == 0  # a lone process has nothing to cut
