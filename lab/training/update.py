@@ -138,7 +138,7 @@ class Updater:
                 samples, problem = {}, str(error).splitlines()[0]
             if not self._runtime.world.largest(int(problem is not None)):
                 return samples
-            if self._config.shard:
+            if self._config.shard and self._runtime.world.size > 1:
                 raise OutOfMemory(
                     f"memory ran out ({problem}): with train.shard a step cannot begin again; set train.micro_batch="
                     f"{(self.micro_batch + 1) // 2} or runtime.recompute=true, and the same command goes on"
