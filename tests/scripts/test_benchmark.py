@@ -316,6 +316,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 # --- combinations
 
 
+@pytest.mark.slow
 def test_every_combination_is_trained_drawn_and_laid_out_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

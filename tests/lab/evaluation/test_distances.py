@@ -14,7 +14,7 @@ from lab.evaluation import distances as module
 from lab.evaluation.distances import Figure, distances, frechet, kernel
 
 pytest.importorskip("torch_fidelity")
-SHAPES = [(500, 64), (2000, 256), (128, 256), (64, 512)]
+SHAPES = [(500, 64), pytest.param(2000, 256, marks=pytest.mark.slow), (128, 256), (64, 512)]
 
 
 def normal(n: int, d: int, seed: int) -> Tensor:
