@@ -129,8 +129,9 @@ def describe(trainer: Trainer, path: Path) -> str:
         f"{name} {sum(p.numel() for p in player.parameters()):,}" for name, player in trainer.stage.players.items()
     )
     runtime, config = trainer.runtime, trainer.config
+    length = f"{config.budget} of steps" if config.budget else f"{config.steps} steps"
     return (
-        f"{path}: {config.budget or f'{config.steps} steps'} of {config.batch} samples; parameters: {sizes}; "
+        f"{path}: {length} of {config.batch} samples; parameters: {sizes}; "
         f"{runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads"
     )
 

@@ -13,7 +13,7 @@ misspelt one is named. Watch a run with ``tensorboard --logdir runs``.
 
 Several processes, on one machine or many (docs/cluster.md), share each step's samples and make the same step:
 
-    torchrun --standalone --nproc-per-node 2 scripts/train.py configs/shapes.yaml
+    torchrun --standalone --nproc-per-node 2 -- scripts/train.py configs/shapes.yaml --run runs/two
 """
 
 import argparse

@@ -34,12 +34,6 @@ class Stopper:
         self.signal: int | None = None
         self._interrupts = False
 
-    @property
-    def exit_code(self) -> int:
-        """128 + signal, as a shell reports it."""
-        assert self.signal is not None
-        return 128 + self.signal
-
     def check(self) -> None:
         """Do nothing until a signal has arrived.
 

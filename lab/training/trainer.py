@@ -249,7 +249,8 @@ class Trainer:
         )
         if not is_boundary:
             return remedy
-        if self.step > 0:
+        is_saved = self._newest == f"step-{self.step:08d}"  # with the figures that were measured then
+        if self.step > 0 and not self.runtime.world.from_first(int(is_saved)):
             self._save(last=True, figures={})
         self.runtime.world.largest(0)  # wait, or the launcher ends the first process while it saves
         return f"{remedy}; the same command goes on from step {self.step}"

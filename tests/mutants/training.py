@@ -71,7 +71,7 @@ MUTANTS = (
         "lab/training/trainer.py",
         'more["unlooked"] = self._observer.is_behind',
         'more["unlooked"] = False',
-        "tests/lab/training/test_trainer.py::test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_made_up_for",
+        "tests/lab/training/test_observer.py::test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_made_up_for",
     ),
     Mutant(
         16,
@@ -184,7 +184,7 @@ MUTANTS = (
         "lab/training/observer.py",
         "with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():\n                        figures |=",
         "with stopper.interruptible(), torch.no_grad():\n                        figures |=",
-        "tests/lab/training/test_trainer.py::test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace",
+        "tests/lab/training/test_observer.py::test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace",
     ),
     Mutant(
         19,

@@ -4,6 +4,8 @@ The tiny preset's 6 samples per step are 3 for each of two processes, one micro-
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any
@@ -16,7 +18,7 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training import checkpoint
 from lab.world import World
-from tests.faults import TINY, Done, Scripts, in_double, nan_at, out_of_memory, signal_at, sleep_at
+from tests.faults import ENVIRONMENT, ROOT, TINY, Done, Scripts, in_double, nan_at, out_of_memory, signal_at, sleep_at
 from tests.lab.training.test_resume import differences, measured
 from tests.lab.training.test_trainer import trainer
 
@@ -192,3 +194,26 @@ def test_what_cannot_be_sharded_is_refused(
     done = together(script, 2, *words, "--run", tmp_path / "run")
     assert {each.code for each in done} <= {2, -SIGTERM}
     assert any(each.code == 2 and message in each.err for each in done)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_as_the_page_on_clusters_says(script: Scripts, pair: Path, tmp_path: Path) -> None:
+    words = [
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--",
+        "scripts/train.py",
+        str(TINY),
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert differences(pair, tmp_path / "run") == set()

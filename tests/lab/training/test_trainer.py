@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
@@ -192,25 +190,6 @@ def test_what_a_stage_remembers_is_saved_and_restored(tmp_path: Path) -> None:
     assert newest is not None
     assert torch.equal(checkpoint.load(newest).tensors["memory"]["slots"], whole.stage.memory["slots"])
     assert whole.stage.memory["slots"][0] == sum(8 * step + 2 for step in range(6))
-
-
-class Curious:
-    """An evaluator that draws random numbers."""
-
-    every_steps = 2
-
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        torch.manual_seed(99)
-        return {"accuracy/drawn": torch.rand(()).item()}
-
-
-def test_previews_and_evaluators_come_on_their_periods_and_leave_no_trace(tmp_path: Path) -> None:
-    plain, random_state = finish(trainer(tmp_path / "plain")), torch.get_rng_state()
-    made = finish(trainer(tmp_path / "run", evaluators=[Curious()], preview_every=4))
-    assert torch.equal(weights(made), weights(plain))
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert [line["step"] for line in made.rundir.metrics() if "accuracy/drawn" in line] == [2, 4, 6]
-    assert previews(made) == ["line-00000000.png", "samples-00000004.png", "samples-00000006.png"]
 
 
 class Wavering:
@@ -418,33 +397,10 @@ def test_compiling_changes_no_key_of_a_checkpoint(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(made), weights(reference))
 
 
-class Long:
-    """An evaluator in which a signal arrives the first time."""
-
-    every_steps = 2
-
-    def __init__(self, process_signal: int = signal.SIGTERM) -> None:
-        self.signal, self.calls = process_signal, 0
-
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        self.calls += 1
-        if self.calls == 1:
-            os.kill(os.getpid(), self.signal)
-            raise AssertionError("the signal cuts it short")
-        return {"accuracy/drawn": 1.0}
-
-
-@pytest.mark.parametrize("steps", [6, 2], ids=["on the way", "at the end"])
-def test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_made_up_for(tmp_path: Path, steps: int) -> None:
-    long = Long()
-    made = trainer(tmp_path / "run", evaluators=[long], steps=steps, preview_every=2)
-    with made.rundir:
-        assert made.fit() == 128 + signal.SIGTERM
-    assert made.step == 2
-    status = made.rundir.status()
-    assert status is not None
-    assert (status.state, status.checkpoint) == ("preempted", "step-00000002")
-    again = finish(trainer(tmp_path / "run", evaluators=[long], steps=steps, preview_every=2))
-    measured = [line["step"] for line in again.rundir.metrics() if "accuracy/drawn" in line]
-    assert measured == list(range(2, steps + 1, 2))
-    assert torch.equal(weights(again), weights(finish(trainer(tmp_path / "whole", steps=steps))))
+def test_the_last_good_state_keeps_the_figures_that_it_was_saved_with(tmp_path: Path) -> None:
+    """The step after a checkpoint cannot be made: writing that checkpoint again would lose what was measured."""
+    made = trainer(tmp_path / "run", Line(spoilt=[17]), evaluators=[Wavering()], checkpoint_every=2)
+    with made.rundir, pytest.raises(NonFinite, match=r"from step 2$"):
+        made.fit()
+    manifest = json.loads((made.rundir.checkpoints / "step-00000002" / "MANIFEST.json").read_text())
+    assert manifest["figures"].keys() == {"accuracy", "distance"}
