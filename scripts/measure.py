@@ -100,7 +100,9 @@ def _draw(
             path = kept / f"{gallery.digest([recipe, chunk])}.safetensors"
             if not path.exists():
                 (images,) = trained.pipeline.draw(chunk, PROMPT_SEED, sampling, poll)
-                write_whole(path, save({"images": to_uint8(images)}))
+                write_whole(
+                    path, save({"images": to_uint8(images).contiguous()})
+                )  # whatever the memory layout of the run
             chunks.append(load(path.read_bytes())["images"])
             bar.update(len(chunk))
     return from_uint8(torch.cat(chunks))

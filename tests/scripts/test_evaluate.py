@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Scripts
+from tests.faults import TINY, Scripts
 
 KINDS = ["pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single"]
 
@@ -80,3 +80,11 @@ def test_a_folder_that_is_no_run(script: Scripts, tmp_path: Path) -> None:
     done = script("evaluate", tmp_path, "--no-distances")
     assert done.code == 2
     assert "is not a run directory" in done.err
+
+
+def test_a_run_with_its_channels_last_in_memory_is_evaluated_too(script: Scripts, tmp_path: Path) -> None:
+    """As most runs are: the layout that measures faster is chosen when a run starts."""
+    quick = ("train.steps=2", "train.preview_every=0", "runtime.channels_last=true")
+    assert script("train", TINY, *quick, "--run", tmp_path / "run").code == 0
+    done = script("evaluate", tmp_path / "run", "--num", 2, "--no-distances")
+    assert done.code == 0, done.err
