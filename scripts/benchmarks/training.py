@@ -23,6 +23,7 @@ from lab.rundir import RunDir
 from lab.training.stage import Stage
 from scripts import assemble
 from scripts.assemble import DiffusionExperiment
+from scripts.benchmarks import against_unet
 from scripts.benchmarks.timing import met
 
 BAR = 0.95
@@ -119,6 +120,8 @@ def benchmark(options: argparse.Namespace) -> int:
     )
     print(met(loader / kept, BAR, at_least=True))
     print("share of a step:   " + ", ".join(f"{part} {shares[part]:.1%}" for part in PARTS))
+    if not options.alone:
+        against_unet.compare(experiment, options.repeats)
     return 0
 
 

@@ -1,6 +1,7 @@
 """scripts/benchmark.py: costs are counted, errors are distances, and nothing is measured twice."""
 
 import argparse
+import dataclasses
 import json
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from diffusion.pipeline import Pipeline, SamplingConfig, times_of
 from diffusion.schedule import logsnr
+from diffusion.unet import UNetConfig
 from lab import runtime as runtimes
 from lab.data.loader import Loader
 from lab.data.shapes import Shapes
@@ -21,7 +23,17 @@ from lab.errors import BadData, Refused
 from lab.rundir import RunDir
 from scripts import assemble, benchmark
 from scripts.assemble import Trained
-from scripts.benchmarks import against_diffusers, bare_loop, combinations, overhead, plots, samplers, tables, training
+from scripts.benchmarks import (
+    against_diffusers,
+    against_unet,
+    bare_loop,
+    combinations,
+    overhead,
+    plots,
+    samplers,
+    tables,
+    training,
+)
 from scripts.benchmarks import reference as command
 from scripts.benchmarks.cells import Cell, plan
 from scripts.benchmarks.figures import Sheet
@@ -460,5 +472,28 @@ def test_the_trainer_and_the_loop_by_hand_take_turns(tmp_path: Path) -> None:
     words = ["train.micro_batch=3", "train.log_every=1", "train.preview_every=0", "train.checkpoint_every=100"]
     experiment = assemble.complete(assemble.load(TINY, words))
     times = bare_loop.measure(experiment, tmp_path, steps=1, repeats=2)
-    assert {side: len(turns) for side, turns in times.items()} == dict.fromkeys(bare_loop.SIDES, 2)
-    assert min(min(turns) for turns in times.values()) > 0
+    turns = dataclasses.asdict(times)
+    assert {what: len(seconds) for what, seconds in turns.items()} == dict.fromkeys(turns, 2)
+    assert min(min(seconds) for seconds in turns.values()) > 0
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_diffusers_network_is_built_with_the_same_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    config = UNetConfig(patch=2, widths=(32, 64), depth=1, middle=2, attention=(1,), head_width=16)
+    more = against_unet.as_much_work(config)
+    their = against_unet.theirs(config, 16, width=24)
+    assert blocks(against_unet.ours(more, 24), "ResidualBlock") == 4 + 5
+    assert blocks(their, "ResnetBlock2D") == 3 + 5  # the fine level's, and the coarse level's of both ways and between
+    assert blocks(against_unet.ours(more, 24), "Transformer") == 5
+    assert blocks(their, "BasicTransformerBlock") == 4
+    attention = next(m for m in their.modules() if type(m).__name__ == "Attention")
+    assert (attention.heads, attention.inner_dim) == (4, 64)
+    experiment = assemble.complete(assemble.load(TINY, []))
+    against_unet.compare(experiment, repeats=1)
+    said = capsys.readouterr().out
+    assert said.count("images per second, ") == 4
+    assert said.count("bar: ") == 1
+
+
+def blocks(network: Any, name: str) -> int:
+    return sum(type(module).__name__ == name for module in network.modules())
