@@ -2,7 +2,7 @@
 
     config.yaml        the resolved configuration; its presence makes the folder a run
     environment.json   the run's id, whose weights it began with, if another run's, and, per process that worked on it,
-                       versions, commit, device, threads, arguments
+                       versions, commit, device, threads, arguments; settings that were changed on the way
     STATUS.json        running, finished, preempted or failed, and at which step; replaced, never half-written
     metrics.jsonl      the truth: one line per measurement, ``step`` and ``seen`` first, only appended to
     tb/                TensorBoard, derived from the same numbers; if it fails, training goes on without
@@ -20,7 +20,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,10 +161,28 @@ class RunDir:
         self._check_writable()
         self._write_json("environment.json", {**self.environment(), "init_from": dict(origin)})
 
-    def replace_config(self, config: Config) -> None:
-        """Put another resolved configuration in place, for a run that is extended."""
+    @contextmanager
+    def reconfigured(self, config: Config, changes: Sequence[str]) -> Iterator[None]:
+        """Put another resolved configuration in place, for a run that goes on otherwise than it began.
+
+        The one before is put back where the block refuses to go on with the new one.
+
+        Args:
+            config: the new one.
+            changes: what differs, "key: old -> new" lines; ``environment.json`` keeps them.
+        """
         self._check_writable()
+        before, environment = self.config_path.read_bytes(), self.environment()
         write_whole(self.config_path, dump(config).encode())
+        if changes:
+            listed = [*environment.get("changes", []), *changes]
+            self._write_json("environment.json", {**environment, "changes": listed})
+        try:
+            yield
+        except Refused:
+            write_whole(self.config_path, before)
+            self._write_json("environment.json", environment)
+            raise
 
     def record_process(self, device: str, threads: int) -> None:
         """Add this process to ``environment.json``; see ``describe_process``."""

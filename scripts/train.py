@@ -5,6 +5,7 @@
     python scripts/train.py configs/shapes.yaml --run runs/try         # refused: runs/try has 200 steps
     python scripts/train.py --resume runs/try                          # goes on where it was, or says it is done
     python scripts/train.py --resume runs/try train.steps=400          # goes on to 400 steps
+    python scripts/train.py --resume runs/try stage.caption_drop=0.2 --allow-change   # and as another experiment
     python scripts/train.py configs/shapes.yaml train.init_from=runs/try --run runs/finer   # begins with its weights
 
 The same command again continues a run that was stopped, killed or preempted: bit for bit, from its newest good
@@ -17,6 +18,7 @@ Several processes, on one machine or many (docs/cluster.md), share each step's s
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,11 +45,18 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--run", type=Path, help="the run's folder; default: runs/<name of the preset>")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run and its own configuration")
+    parser.add_argument(
+        "--allow-change",
+        action="store_true",
+        help="with --resume: go on although a setting makes it another experiment (data, text, schedule, batch, ...)",
+    )
     options = parser.parse_intermixed_args(argv)
     presets = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
     if len(presets) != (options.resume is None) or (options.resume and options.run):
         parser.error("name one preset (configs/shapes.yaml, with --run for its folder) or one run (--resume runs/NAME)")
+    if options.allow_change and not options.resume:
+        parser.error("--allow-change goes with --resume")
     from lab.rundir import RunDir
     from lab.world import World
     from scripts import assemble
@@ -60,7 +69,9 @@ def main(argv: Sequence[str]) -> int:
     with World.connect(asked.runtime.timeout_s) as world:
         if not world.is_first:
             return _follow(path, world)
-        return _train(path, _resume(path, asked) if options.resume else _begin(path, asked), world)
+        return _train(
+            path, _resume(path, asked, options.allow_change) if options.resume else _begin(path, asked), world
+        )
 
 
 def _begin(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
@@ -82,8 +93,8 @@ def _begin(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
     return known
 
 
-def _resume(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
-    """The experiment of a run with its own configuration, except for what may change on the way."""
+def _resume(path: Path, asked: "DiffusionExperiment", allow: bool) -> "DiffusionExperiment":
+    """The experiment of a run with its own configuration, except for what may change on the way or is allowed to."""
     from lab.errors import Refused
     from lab.experiment import identity_changes
     from scripts import assemble
@@ -91,14 +102,19 @@ def _resume(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
     known = assemble.load(path / "config.yaml", [])
     asked = assemble.complete(asked, known)
     if changes := identity_changes(known, asked):
-        raise Refused(
-            f"{path}: {changes[0]} would make it another experiment; start one with a preset and --run runs/OTHER"
-        )
+        listed = "; ".join(changes)
+        if not allow:
+            raise Refused(
+                f"{path}: {listed} would make it another experiment; "
+                "start one with a preset and --run runs/OTHER, or insist by --allow-change"
+            )
+        print(f"{path}: from here on another experiment than the one begun: {listed}", file=sys.stderr)
     return asked
 
 
 def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int:
     """Be the process that writes the run, alone or with others that follow."""
+    from lab.config import diff
     from lab.rundir import RunDir
     from scripts import assemble, warm_start
 
@@ -114,14 +130,14 @@ def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int
                 f"python scripts/train.py --resume {path} {without}train.steps={2 * status.step}"
             )
             return 0
-        rundir.replace_config(experiment)
         if start is not None:
             rundir.record_init(start.origin)
-        world.from_first(READY)
-        trainer = assemble.trainer(experiment, rundir, world, start)
-        del start  # as large as the model
-        print(assemble.describe(trainer, path))
-        code = trainer.fit()
+        with rundir.reconfigured(experiment, diff(assemble.load(rundir.config_path, []), experiment)):
+            world.from_first(READY)
+            trainer = assemble.trainer(experiment, rundir, world, start)
+            del start  # as large as the model
+            print(assemble.describe(trainer, path))
+            code = trainer.fit()
         done = (
             f"finished at step {trainer.step}"
             if code == 0

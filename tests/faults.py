@@ -57,6 +57,43 @@ def signal_group_at(place: str, nth: int, number: int) -> None:
     at(place, nth, lambda: os.killpg(0, number))
 
 
+def kill_after(seconds: float) -> None:
+    """Kill this process after a time, wherever it is then: from a process of its own, which no lock can hold up."""
+    victim = os.pidfd_open(os.getpid())
+    if os.fork() == 0:
+        time.sleep(seconds)
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(victim, signal.SIGKILL)
+        os._exit(0)
+
+
+def kill_in_file(nth: int) -> None:
+    """Kill this process when half of the nth file of tensors is written."""
+    from safetensors import torch as format
+
+    honest, files = format.save_file, Counter(nth)
+
+    def save_file(tensors: Any, path: Path) -> None:
+        honest(tensors, path)
+        if files.due():
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    format.save_file = save_file
+
+
+def stall_at(nth: int, number: int) -> None:
+    """Let each process that loads data hang at its nth sample, and send all of them a signal when they wait for it."""
+
+    def stall() -> None:
+        time.sleep(2)
+        os.killpg(0, number)
+        time.sleep(60)
+
+    os.setpgrp()
+    at("sample", nth, stall)
+
+
 def nan_at(nth: int) -> None:
     """Let the nth loss be NaN."""
     import torch

@@ -1,8 +1,10 @@
 """From sample slots to batches: a position in, the same batch out, whatever the number of workers."""
 
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch import Tensor
@@ -82,7 +84,7 @@ class Loader:
             sizes: of the batches of one round.
             skipped: slots left out after each round, which other processes load.
         """
-        yield from DataLoader(
+        loader = DataLoader(
             _Slots(self.source, self.seed),
             batch_sampler=_Windows(start, sizes, skipped),
             num_workers=self.workers,
@@ -90,6 +92,14 @@ class Loader:
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_outlive_signals,
         )
+        others = set(active_children())
+        batches = iter(loader)
+        workers = set(active_children()) - others
+        try:
+            yield from batches
+        finally:
+            if workers:
+                _kill(workers)
 
     def batch(self, slots: Sequence[int]) -> Batch:
         """Give the batch of these slots."""
@@ -105,6 +115,18 @@ def _outlive_signals(worker: int) -> None:
     """A signal to the whole process group must not kill the workers before the trainer has saved."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill(workers: Collection[BaseProcess]) -> None:
+    """End workers at once: they do not hear a polite signal, and one that waits for a file might keep us for ever."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's takes the end of a worker for an accident
+    try:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(timeout=1)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 class _Windows:

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ from lab.training.observer import Evaluator, Observer
 from lab.training.progress import Progress
 from lab.training.retention import Retention
 from lab.training.sharding import shard
-from lab.training.signals import Stopper
+from lab.training.signals import Interrupted, Stopper
 from lab.training.stage import Stage
 from lab.training.update import Updater
 
@@ -191,8 +191,13 @@ class Trainer:
                 self._look(stopper)
                 signal = world.largest(stopper.signal or 0)
             while not signal and not self.is_done:
-                with meter.waiting():
-                    window = [self._receive(next(batches)) for _ in config.windows(len(share))]
+                try:
+                    with meter.waiting(), stopper.interruptible() if world.size == 1 else nullcontext():
+                        window = [self._receive(next(batches)) for _ in config.windows(len(share))]
+                except Interrupted:  # data may be long in coming
+                    signal = stopper.signal or 0
+                    self._save_here()
+                    break
                 self._make_step(window)
                 self.seconds = time.perf_counter() - began
                 decided = self._decide()
@@ -249,11 +254,15 @@ class Trainer:
         )
         if not is_boundary:
             return remedy
-        is_saved = self._newest == f"step-{self.step:08d}"  # with the figures that were measured then
-        if self.step > 0 and not self.runtime.world.from_first(int(is_saved)):
-            self._save(last=True, figures={})
+        self._save_here()
         self.runtime.world.largest(0)  # wait, or the launcher ends the first process while it saves
         return f"{remedy}; the same command goes on from step {self.step}"
+
+    def _save_here(self) -> None:
+        """Save the state of a step unless it stands on the disk, with the figures that were measured then."""
+        is_saved = self._newest == f"step-{self.step:08d}"
+        if self.step > 0 and not self.runtime.world.from_first(int(is_saved)):
+            self._save(last=True, figures={})
 
     def _look(self, stopper: Stopper) -> dict[str, float]:
         """Let the observer see the averaged model, if there is something to see; give what was measured."""

@@ -49,9 +49,21 @@ def test_a_run_keeps_its_configuration_and_id(path: Path) -> None:
 def test_an_extended_run_keeps_its_id(path: Path) -> None:
     with RunDir.create(path, Settings()) as run:
         run_id = run.run_id
-        run.replace_config(Settings(steps=20))
-    assert load(path / "config.yaml", [], Settings) == Settings(steps=20)
+        with run.reconfigured(Settings(steps=20), ["steps: 10 -> 20"]):
+            pass
+        with run.reconfigured(Settings(steps=30), ["steps: 20 -> 30"]):
+            pass
+    assert load(path / "config.yaml", [], Settings) == Settings(steps=30)
     assert RunDir.view(path).run_id == run_id
+    assert RunDir.view(path).environment()["changes"] == ["steps: 10 -> 20", "steps: 20 -> 30"]
+
+
+def test_a_configuration_that_is_refused_is_taken_back(path: Path) -> None:
+    with RunDir.create(path, Settings()) as run:
+        before = {file.name: file.read_bytes() for file in path.iterdir()}
+        with pytest.raises(Refused), run.reconfigured(Settings(steps=20), ["steps: 10 -> 20"]):
+            raise Refused("no")
+        assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 def test_ids_differ(tmp_path: Path) -> None:
@@ -251,7 +263,7 @@ def test_a_viewed_run_is_not_written(path: Path) -> None:
         lambda: run.log(1, 1, {}),
         lambda: run.rewind(None),
         lambda: run.set_status("running", 1, 1),
-        lambda: run.replace_config(Settings()),
+        lambda: run.reconfigured(Settings(), []).__enter__(),
         lambda: run.record_process("cpu", 1),
         lambda: run.save_picture(1, "a", Image.new("RGB", (1, 1))),
     ):

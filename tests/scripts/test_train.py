@@ -145,7 +145,9 @@ def test_another_configuration_in_the_same_folder_is_refused_with_both_remedies(
 )
 def test_a_resumed_run_keeps_its_identity(script: Scripts, reference: Path, change: str, answer: str) -> None:
     done = script("train", "--resume", reference, change)
-    assert f"{reference}: {answer} would make it another experiment" in refusal(done)
+    line = refusal(done)
+    assert line.startswith(f"error: {reference}: {answer}")
+    assert "would make it another experiment" in line
 
 
 def test_only_a_run_can_be_resumed(script: Scripts, tmp_path: Path) -> None:
@@ -171,3 +173,32 @@ def test_the_run_says_what_it_ran_with(reference: Path) -> None:
     config = load(run.config_path, [], DiffusionExperiment)
     assert config.runtime.precision == "fp32"
     assert len(config.text.vocabulary) > 20
+
+
+def test_another_experiment_goes_on_where_it_is_insisted_on_and_the_run_keeps_what_changed(
+    script: Scripts, copy: Path
+) -> None:
+    changes = ("stage.caption_drop=0.5", "data.mixture.pair=0.1", "train.steps=10")
+    line = refusal(script("train", "--resume", copy, *changes))
+    assert "stage.caption_drop: 0.1 -> 0.5" in line
+    assert "data.mixture.pair: 0.7 -> 0.1" in line
+    assert "--allow-change" in line
+    done = script("train", "--resume", copy, *changes, "--allow-change")
+    assert done.code == 0
+    assert "another experiment than the one begun: " in done.err
+    kept = RunDir.view(copy).environment()["changes"]
+    assert [change.split(":")[0] for change in kept] == ["stage.caption_drop", "data.mixture.pair", "train.steps"]
+    assert load(copy / "config.yaml", [], DiffusionExperiment).stage.caption_drop == 0.5
+
+
+@pytest.mark.parametrize("change", ["stage.unet.depth=2", "train.batch=8", "train.optimizer.matrices=adamw"])
+def test_a_change_that_the_state_does_not_fit_is_refused_also_when_insisted_on(
+    script: Scripts, copy: Path, change: str
+) -> None:
+    before = (copy / "config.yaml").read_bytes()
+    assert script("train", "--resume", copy, change, "train.steps=10", "--allow-change").code == 2
+    assert (copy / "config.yaml").read_bytes() == before
+
+
+def test_insisting_needs_a_run(script: Scripts) -> None:
+    assert "--allow-change goes with --resume" in script("train", TINY, "--allow-change").err

@@ -5,6 +5,9 @@ accumulation window; it saves at steps 2, 4, 6, 8 and 9 and logs at 3, 6 and 9, 
 only begun.
 """
 
+import itertools
+import random
+import time
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, SIGUSR1
 from typing import Any
@@ -13,8 +16,20 @@ import pytest
 
 from lab.rundir import RunDir
 from lab.training import checkpoint
-from tests.faults import TINY, Scripts, forget, nan_at, signal_at, signal_group_at, small_disk
+from tests.faults import (
+    TINY,
+    Scripts,
+    forget,
+    kill_after,
+    kill_in_file,
+    nan_at,
+    signal_at,
+    signal_group_at,
+    small_disk,
+    stall_at,
+)
 
+LAST = -1
 FILES = {"model.safetensors", "ema_0.050.safetensors", "ema_0.100.safetensors", "optim.safetensors"}
 
 
@@ -69,6 +84,57 @@ def test_killed_at_any_place(script: Scripts, reference: Path, tmp_path: Path, p
     assert (done.code, "skipped" in done.err) == (0, False)
     assert differences(reference, tmp_path / "run") == set()
     assert list((tmp_path / "run" / "ckpt").glob(".tmp-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nth", [1, 2, LAST], ids=["first", "second", "last"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "file",
+        "after_tensors",
+        "after_state",
+        "after_manifest",
+        "before_rename",
+        "after_rename",
+        "fsync",
+        "in_retention",
+        "loss",
+    ],
+)
+def test_killed_at_each_place_at_each_time(
+    script: Scripts, reference: Path, tmp_path: Path, place: str, nth: int
+) -> None:
+    """A step has two losses, a save four files of tensors and, with its folder and parent, eight syncs."""
+    times = {"file": 4, "loss": 2, "fsync": 8, "in_retention": 1}
+    nth = {"loss": 9, "in_retention": 3}.get(place, 5) * times.get(place, 1) if nth == LAST else nth
+    fault = (kill_in_file, nth) if place == "file" else (signal_at, place, nth, SIGKILL)
+    command = ("train", TINY, "--run", tmp_path / "run")
+    assert script(*command, fault=fault).code == -SIGKILL
+    found = checkpoint.latest(tmp_path / "run" / "ckpt")  # raises if all that is there is broken
+    assert found is None or checkpoint.defect(found) is None
+    assert script(*command).code == 0
+    assert differences(reference, tmp_path / "run") == set()
+    assert list((tmp_path / "run" / "ckpt").glob(".tmp-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_at_any_time(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    """Fifteen kills or more over runs that are killed up to four times each, at times drawn from a run's own length."""
+    began, kills = time.monotonic(), 0
+    assert script("train", TINY, "--run", tmp_path / "timed").code == 0
+    length, draw = time.monotonic() - began, random.Random(0)
+    for number in itertools.count():
+        command = ("train", TINY, "--run", tmp_path / str(number))
+        for _ in range(4):
+            code = script(*command, fault=(kill_after, draw.uniform(0.02, 0.9 * length))).code
+            assert code in (0, -SIGKILL)
+            kills += code != 0
+        assert script(*command).code == 0
+        assert differences(reference, tmp_path / str(number)) == set()
+        if kills >= 15:
+            break
 
 
 def test_with_bf16_and_channels_last(script: Scripts, tmp_path: Path) -> None:
@@ -189,6 +255,19 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alive_until_the_save(
     command = ("train", TINY, "train.workers=1", "--run", tmp_path / "run")
     for nth in (2, 6):  # while the trainer waits for the batch that the worker is at
         assert script(*command, fault=(signal_group_at, "sample", nth, SIGTERM)).code == 128 + SIGTERM
+    assert script(*command).code == 0
+    assert differences(reference, tmp_path / "run") == set()
+
+
+def test_a_signal_is_obeyed_while_data_is_long_in_coming(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    command = ("train", TINY, "train.workers=2", "--run", tmp_path / "run")
+    began = time.monotonic()
+    done = script(*command, fault=(stall_at, 9, SIGTERM))  # the 4 of step 3, of one worker
+    assert done.code == 128 + SIGTERM
+    assert time.monotonic() - began < 30
+    status = RunDir.view(tmp_path / "run").status()
+    assert status is not None
+    assert (status.state, status.step, status.checkpoint) == ("preempted", 2, "step-00000002")
     assert script(*command).code == 0
     assert differences(reference, tmp_path / "run") == set()
 
