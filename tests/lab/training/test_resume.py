@@ -264,7 +264,7 @@ def test_a_signal_is_obeyed_while_data_is_long_in_coming(script: Scripts, refere
     began = time.monotonic()
     done = script(*command, fault=(stall_at, 9, SIGTERM))  # the 4 of step 3, of one worker
     assert done.code == 128 + SIGTERM
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 12  # torch alone waits 10 for two workers that hang, and 2 of the stall
     status = RunDir.view(tmp_path / "run").status()
     assert status is not None
     assert (status.state, status.step, status.checkpoint) == ("preempted", 2, "step-00000002")
