@@ -128,8 +128,9 @@ class ClipText(nn.Module):
         ids, mask = prepared
         # On a CPU the backward pass of the fused attention takes longer than all else here; plain products do not.
         with sdpa_kernel(SDPBackend.MATH) if ids.device.type == "cpu" else nullcontext():
-            _, tokens = self.transformer(ids)
-        last = mask.sum(dim=1) - 1
+            # open_clip's causal mask is of one size, whatever the texts are cut to.
+            _, tokens = self.transformer(nn.functional.pad(ids, (0, self.context - ids.shape[1])))
+        tokens, last = tokens[:, : ids.shape[1]], mask.sum(dim=1) - 1
         return TextStates(tokens, mask, tokens[torch.arange(len(ids), device=ids.device), last])
 
 
@@ -236,28 +237,27 @@ def load(config: ClipConfig, published: Published) -> ClipText:
         raise Refused(f"text.context={config.context}: {config.pretrained} knows {shape['context_length']} positions")
     last = shape["layers"] - 1
     transformer: nn.Module = TextTransformer(
-        **(shape | {"layers": last} if penultimate else shape),
+        **(shape | {"context_length": config.context, "layers": last + (not penultimate)}),
         act_layer=QuickGELU if published.quick_gelu else nn.GELU,
         proj_type="none",
         pool_type="none",
         output_tokens=True,
     )
     if torch.get_default_device().type != "meta":
-        dropped = f"transformer.resblocks.{last}." if penultimate else "\0"
-        _fill(transformer, published.file, dropped)
+        _fill(transformer, config.context, published.file, (f"transformer.resblocks.{last}.",) if penultimate else ())
     return ClipText(config, transformer)
 
 
-def _fill(transformer: nn.Module, path: Path, dropped: str) -> None:
-    """Read the text half of a file of weights, but for the names that begin with ``dropped``."""
+def _fill(transformer: nn.Module, context: int, path: Path, without: tuple[str, ...]) -> None:
+    """Read the text half of a file of weights, its first positions, and not the names that begin as in ``without``."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = list(file.keys())
             prefix = "text." if any(name.startswith("text.") for name in names) else ""
             own = {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-            ended = ("visual.", "logit_", "text_projection", "attn_mask", dropped)
-            transformer.load_state_dict(
-                {inner: file.get_tensor(name) for name, inner in own.items() if not inner.startswith(ended)}
-            )
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            ended = ("visual.", "logit_", "text_projection", "attn_mask", *without)
+            state = {inner: file.get_tensor(name) for name, inner in own.items() if not inner.startswith(ended)}
+        state["positional_embedding"] = state["positional_embedding"][:context]
+        transformer.load_state_dict(state)
+    except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise Refused(f"{path} does not hold this text transformer: {' '.join(str(error).split())[:300]}") from error

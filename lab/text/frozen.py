@@ -194,11 +194,11 @@ class FrozenText(nn.Module):
         self.stored = DTYPES[config.stored]
         # States of texts have no common scale; what reads them normalises. A learned one begins at that of a norm.
         learned = config.null == "learned"
-        self.null = nn.Parameter(torch.randn(2, self.width)) if learned else None
+        self.null_embedding = nn.Parameter(torch.randn(2, self.width)) if learned else None
 
     def prepare(self, prompts: Sequence[str]) -> TextStates:
         """Give the states of prompts on the CPU; a text without any token stands for the learned null."""
-        known = self.encodings.of(prompt for prompt in prompts if prompt or self.null is None)
+        known = self.encodings.of(prompt for prompt in prompts if prompt or self.null_embedding is None)
         shape = len(prompts), self.context
         states = TextStates(
             torch.zeros(*shape, self.width, dtype=self.stored),
@@ -217,9 +217,9 @@ class FrozenText(nn.Module):
         """Give the states in float32, with the learned null where a text has no token."""
         tokens, mask, pooled = prepared
         tokens, pooled = tokens.float(), pooled.float()
-        if self.null is None:
+        if self.null_embedding is None:
             return TextStates(tokens, mask, pooled)
-        token, whole = self.null
+        token, whole = self.null_embedding
         is_null = ~mask.any(dim=1, keepdim=True)  # (b, 1)
         first = torch.arange(mask.shape[1], device=mask.device) == 0  # (l,)
         tokens = torch.where((is_null & first)[..., None], token, tokens)
