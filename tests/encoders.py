@@ -101,7 +101,7 @@ def clip(folder: Path) -> None:
     model = open_clip.CLIP(8, image, text, quick_gelu=True)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4)
+            parameter.mul_(2)
     settings = {"embed_dim": 8, "vision_cfg": image, "text_cfg": text, "quick_gelu": True}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
 from torch import nn
 
 from lab.errors import Refused
@@ -111,7 +112,7 @@ def read(folder: Path, architecture: Any, context: int, layer: int = -1) -> Tran
                 folder, config=settings, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
             )
             missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise Refused(f"{folder}: transformers cannot read it: {' '.join(str(error).split())[:300]}") from error
     if missing:
         raise Refused(f"{folder}: {len(missing)} weights of {settings.model_type} are missing, {missing[0]} first")

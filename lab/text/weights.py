@@ -133,7 +133,7 @@ def check(name: str, known: Identity, found: Identity) -> None:
         if (now := getattr(found, what)) != value:
             raise Refused(
                 f"text.pretrained={name}: its {what} is {_short(now)} here, but {_short(value)} in the run's "
-                "configuration: name the folder that the run knows, or start another run"
+                "configuration: name the folder that the run knows, or start another run with text.identity=null"
             )
 
 
