@@ -1,4 +1,4 @@
-"""A transformers door: any text encoder or decoder-only language model, by name or folder."""
+"""The transformers door: any text encoder or decoder-only language model, by name or folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,9 +80,7 @@ def load(config: AutoConfig, folder: Path) -> TransformerText:
     Raises:
         Refused: it is no text model, its files do not fit together, or it has fewer layers.
     """
-    import transformers
-
-    text = read(folder, transformers.AutoModel, config.context, config.layer)
+    text = read(folder, library().AutoModel, config.context, config.layer)
     settings = text.model.config
     if getattr(settings, "is_encoder_decoder", False):
         raise Refused(f"{folder}: {settings.model_type} has an encoder and a decoder: choose text.kind=t5")
@@ -91,16 +89,30 @@ def load(config: AutoConfig, folder: Path) -> TransformerText:
     return text
 
 
+def library() -> Any:
+    """Give the transformers library, told to keep quiet.
+
+    Raises:
+        Refused: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise Refused(
+            f"text.kind=auto and t5 need transformers ({error}): pip install 'wordbrush[transformers]'"
+        ) from None
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+
 def read(folder: Path, architecture: Any, context: int, layer: int = -1) -> TransformerText:
     """Load what transformers wrote into a folder; only its shape where the default device is "meta".
 
     Raises:
-        Refused: transformers is not installed, or cannot read it, or weights are missing.
+        Refused: transformers cannot read it, or weights are missing.
     """
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    transformers = library()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, **local)

@@ -1,4 +1,4 @@
-"""A transformers door: encoders of the T5 family, pretrained, or built small over bytes and trained jointly."""
+"""Encoders of the T5 family, pretrained, or built small over bytes and trained jointly."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lab.errors import Refused
-from lab.text.auto import TransformerText, read
+from lab.text.auto import TransformerText, library, read
 from lab.text.frozen import PretrainedConfig
 
 FAMILY = ("t5", "mt5", "umt5")
@@ -49,10 +49,7 @@ def build(config: T5Config) -> TransformerText:
     Raises:
         Refused: transformers is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise Refused(f"text.kind=t5 needs transformers ({error}): pip install 'wordbrush[t5]'") from error
+    transformers = library()
     tokenizer = transformers.ByT5Tokenizer()
     shape = transformers.T5Config(
         vocab_size=len(tokenizer),
@@ -74,9 +71,7 @@ def load(config: T5Config, folder: Path) -> TransformerText:
     Raises:
         Refused: it is no T5, or its files do not fit together.
     """
-    import transformers
-
-    text = read(folder, transformers.AutoModelForTextEncoding, config.context)
+    text = read(folder, library().AutoModelForTextEncoding, config.context)
     settings = text.model.config
     if settings.model_type not in FAMILY:
         raise Refused(f"{folder}: {settings.model_type} is none of {', '.join(FAMILY)}: choose text.kind=auto")

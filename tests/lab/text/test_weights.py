@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,10 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from lab.config import parse
 from lab.errors import Refused
 from lab.runtime import CPU
 from lab.text import clip, selection, weights
 from lab.text.auto import AutoConfig
+from lab.text.concat import ConcatConfig
 from lab.text.weights import Identity
 from tests.lab.text.test_cache import Malicious
 
@@ -259,3 +262,14 @@ def test_the_quick_gelu_of_published_weights_is_known(encoder_folder: Folder, hu
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(commit)
         assert clip.find(f"ViT-B-32:{tag}", allow_download=False).quick_gelu == (tag == "openai")
+
+
+@pytest.mark.parametrize("text", [{"kind": "t5"}, {"kind": "auto", "pretrained": "bert"}], ids=str)
+def test_without_the_library_the_remedy_is_told(
+    encoder_folder: Folder, monkeypatch: pytest.MonkeyPatch, text: dict[str, str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    tree = {**text, "pretrained": str(encoder_folder("bert")), "cache": None} if "pretrained" in text else text
+    asked = parse({"parts": [tree, tree]}, ConcatConfig)
+    with pytest.raises(Refused, match=r"need transformers .*: pip install 'wordbrush\[transformers\]'"):
+        selection.build(selection.complete(asked, None, list, allow_download=False), CPU).prepare(["a"])
