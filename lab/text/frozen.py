@@ -60,7 +60,7 @@ class PretrainedConfig(Config):
 
     @property
     def records(self) -> Path | None:
-        """Where hashes of files of weights are kept."""
+        """Where hashes of weights are kept."""
         return Path(self.cache) / "hashes" if self.cache else None
 
     @model_validator(mode="after")

@@ -95,7 +95,7 @@ def identify(folder: Path, records: Path | None) -> Identity:
 
     Args:
         folder: with weights, configuration and tokenizer.
-        records: where hashes of files are kept, so that large ones are not read at every start.
+        records: where hashes of weights are kept, so that they are not read at every start.
 
     Raises:
         Refused: no weights in safetensors, or no configuration of a text model.
@@ -105,7 +105,7 @@ def identify(folder: Path, records: Path | None) -> Identity:
     if not isinstance(width, int):
         raise Refused(f"{folder / 'config.json'} tells no width of a text model: name the folder of a text encoder")
     beside = sorted({path for pattern in TOKENIZER for path in folder.glob(pattern)})
-    return Identity(weights=digest(weights, records), tokenizer=digest(beside, records), width=width)
+    return Identity(weights=digest(weights, records), tokenizer=digest(beside, None), width=width)
 
 
 def settings_of(path: Path) -> Mapping[str, Any]:
