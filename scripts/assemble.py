@@ -74,9 +74,8 @@ def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = Non
         )
     else:
         runtime = runtimes.resolve(asked.runtime)
-    text = selection.complete(
-        asked.text, known.text if known else None, Shapes(asked.data).captions, asked.runtime.allow_download
-    )
+    before = known.text if known else None
+    text = selection.complete(asked.text, before, lambda: Shapes(asked.data).captions(), asked.runtime.allow_download)
     return asked.model_copy(update={"runtime": runtime, "text": text})
 
 

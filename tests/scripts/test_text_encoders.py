@@ -1,6 +1,7 @@
 """Runs with every kind of text encoder: trained, resumed, drawn from; a frozen one stays as it is, and outside."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,6 @@ from signal import SIGKILL
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from lab.config import load
@@ -39,9 +39,12 @@ RUNS: dict[str, tuple[dict[str, Any], set[str]]] = {  # configuration; what is i
     "decoder frozen": (DECODER, {"null_embedding"}),
     "t5 frozen": (BYT5, set()),
     "clip frozen": (PUBLISHED, set()),
-    "concat": ({"kind": "concat", "parts": [CLIP, DECODER, {**BERT, "frozen": False}]}, {"parts"}),
+    "concat": (
+        {"kind": "concat", "parts": [CLIP, DECODER, T5]},
+        {"parts.0.transformer", "parts.1.null_embedding", "parts.2.model"},
+    ),
 }
-FAST = ("t5 built", "decoder frozen", "concat")
+FAST = ("concat",)
 
 
 def preset(folder: Path, text: dict[str, Any], encoder_folder: Folder, cache: Path | None) -> Path:
@@ -90,16 +93,13 @@ def test_a_run_goes_on_bit_for_bit_with_and_without_a_cache_and_can_be_drawn_fro
     assert done.code == 0, done.err
     assert differences(tmp_path / "whole", tmp_path / "cut") == set()
     tensors = checkpoint.load(end(tmp_path / "whole")).tensors
-    keys = [key.removeprefix("model.") for stem in ("model", "ema_0.050") for key in tensors[stem]]
-    assert {key.split(".")[1] for key in keys if key.startswith("text.")} == saved
+    keys = [key.removeprefix("model.text.").removeprefix("text.") for stem in tensors for key in tensors[stem]]
+    found = {re.match(r"(parts\.\d+\.)?\w+", key)[0] for key in keys if not re.match(r"(model\.)?denoiser\.", key)}  # type: ignore[index]
+    assert found == saved
     assert [hashes(folder) for folder in folders] == before
-    out = tmp_path / "out"
-    for run in ("whole", "cut"):
-        done = script("sample", tmp_path / run, PROMPT, "--out", out / run)
-        assert done.code == 0, done.err
-    one, other = (read_image(next((out / run).glob("0*.png"))) for run in ("whole", "cut"))
-    assert one.std() > 0
-    assert torch.equal(one, other)
+    done = script("sample", tmp_path / "cut", PROMPT, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert read_image(next((tmp_path / "out").glob("0*.png"))).std() > 0
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,7 @@ def test_a_run_begins_with_the_weights_of_another_that_saw_the_same_encoder(
     assert "does not fit; differences (1): text.identity is of " in line
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(script: Scripts, encoder_folder: Folder, tmp_path: Path) -> None:
     path = preset(tmp_path, DECODER, encoder_folder, tmp_path / "cache")
     exact = ("stage.unet.dropout=0", "train.micro_batch=3", "train.optimizer.matrices=adamw", "stage.caption_drop=0.5")

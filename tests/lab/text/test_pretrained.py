@@ -104,6 +104,22 @@ def test_frozen_states_are_a_function_of_the_caption_alone(encoder_folder: Folde
         assert torch.equal(turned[k].flip(0), part.roll(len(CAPTIONS), 0))
 
 
+def test_every_pass_of_a_frozen_encoder_has_the_same_rows_and_no_more_tokens_than_it_needs(
+    encoder_folder: Folder,
+) -> None:
+    """Products of other shapes round differently on some machines; more tokens would only cost time."""
+    encoder = frozen(encoder_folder, "bert", context=40)
+    honest, shapes = encoder.encodings._pass, []
+
+    def watched(ids: Tensor, mask: Tensor) -> TextStates:
+        shapes.append(tuple(ids.shape))
+        return honest(ids, mask)
+
+    encoder.encodings._pass = watched  # type: ignore[method-assign]
+    encoder.prepare([f"{'red ' * n}" for n in range(40)])
+    assert shapes == [(16, 16), (16, 32), (16, 40)]
+
+
 @each
 def test_a_frozen_encoder_is_no_part_of_the_model(encoder_folder: Folder, name: str) -> None:
     encoder = frozen(encoder_folder, name)
