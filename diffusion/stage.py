@@ -21,8 +21,10 @@ from diffusion.unet import UNet, UNetConfig
 from lab.config import Config
 from lab.data.loader import Batch
 from lab.randomness import seeded, uniform
-from lab.runtime import Runtime
-from lab.text.clip import ClipConfig, ClipText
+from lab.runtime import CPU, Runtime
+from lab.text import selection
+from lab.text.encoder import placed
+from lab.text.selection import AnyText
 from vae.codec import Codec, latents
 
 log = logging.getLogger(__name__)
@@ -105,17 +107,21 @@ def _more_noise(schedule: AnySchedule) -> str:
     return remedy.get(schedule.kind, "set schedule.zero_terminal=true, or raise schedule.shift")
 
 
-def build(config: DiffusionConfig, text: ClipConfig, codec: Codec, seed: int) -> TextToImage:
+def build(config: DiffusionConfig, text: AnyText, codec: Codec, seed: int, runtime: Runtime = CPU) -> TextToImage:
     """Build a model with initial weights drawn from the seed.
 
     Args:
         config: the model.
-        text: its text encoder, with the vocabulary filled in.
+        text: its text encoder, completed.
         codec: says how many channels there are.
         seed: the run's.
+        runtime: where a frozen text encoder computes.
+
+    Raises:
+        Refused: pretrained weights of the encoder cannot be had.
     """
     with seeded(seed, "weights"):
-        encoder = ClipText(text)
+        encoder = selection.build(text, runtime)
         network = UNet(config.unet, codec.channels, encoder.width, encoder.pooled_width)
     return TextToImage(Denoiser(network, config.schedule, config.parameterization), encoder)
 
@@ -139,7 +145,7 @@ class DiffusionStage:
         self.players: MutableMapping[str, nn.Module] = {"model": model}
         self.table = TimeTable(config.times) if isinstance(config.times, LossSecondMomentTimes) else None
         self.memory: Mapping[str, Tensor] = self.table.memory if self.table else {}
-        self._tokenize = model.text.tokenize
+        self._prepare = model.text.prepare
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give the loss of each sample (b,) at its own time and noise, both functions of its slot."""
@@ -150,7 +156,7 @@ class DiffusionStage:
             "" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)
         ]
         noised = add_noise(x0, slots, batch.seed, config.schedule, config.times, config.loss, self.table)
-        output, _ = self.players["model"](noised.x_t, noised.t, self._tokenize(captions).to(x0.device))
+        output, _ = self.players["model"](noised.x_t, noised.t, placed(self._prepare(captions), x0.device))
         target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))
         level = level_of(noised.t, config.schedule, config.times, config.parameterization)
         losses = config.loss(square_error(output, target), level)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffusion.condition import Cond
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import Scales
-from lab.text.clip import ClipText
+from lab.text.encoder import Prepared, TextEncoder, placed
 
 
 class TextToImage(nn.Module):
@@ -16,20 +16,22 @@ class TextToImage(nn.Module):
 
     Args:
         denoiser: (x_t, t, cond) -> x0_hat.
-        text: prompts to token states; trained with the denoiser unless its parameters are frozen.
+        text: prompts to token states, a module; what of it is trained, is trained with the denoiser.
     """
 
-    def __init__(self, denoiser: Denoiser, text: ClipText) -> None:
+    text: TextEncoder
+
+    def __init__(self, denoiser: Denoiser, text: TextEncoder) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.text = text
 
-    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, Scales]:
-        """Give the network's own output for (b, c, h, w) states, (b,) times and (b, l) ids: the pass that trains."""
-        return self.denoiser.predict(x_t, t, Cond(*self.text(ids)))
+    def forward(self, x_t: Tensor, t: Tensor, prepared: Prepared) -> tuple[Tensor, Scales]:
+        """Give the network's own output for (b, c, h, w) states, (b,) times and b texts: the pass that trains."""
+        return self.denoiser.predict(x_t, t, Cond(*self.text(prepared)))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
         """Encode prompts; the empty prompt is the null condition."""
-        ids = self.text.tokenize(prompts).to(next(self.parameters()).device)
-        return Cond(*self.text(ids))
+        device = next(self.parameters()).device
+        return Cond(*self.text(placed(self.text.prepare(prompts), device)))

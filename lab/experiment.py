@@ -9,12 +9,15 @@ from lab.config import Config, diff
 from lab.data.shapes import ShapesConfig
 from lab.runtime import RuntimeConfig
 from lab.text.clip import ClipConfig
+from lab.text.selection import AnyText
 from lab.training.config import TrainConfig
 
 StageConfig = TypeVar("StageConfig", bound=Config)
 
-FREE = ("name", "runtime", "evaluate", "stage.sampling", "train")  # what may change between two halves of a run ...
-BOUND = ("train.batch", "train.ema", "train.init_from")  # ... except these, which the state of a run depends on
+# What may change between two halves of a run, except what the state of a run depends on. Another folder of weights may:
+# it must hold the same ones.
+FREE = ("name", "runtime", "evaluate", "stage.sampling", "train", "text.cache", "text.pretrained")
+BOUND = ("train.batch", "train.ema", "train.init_from")
 
 
 class EvaluateConfig(Config):
@@ -49,7 +52,7 @@ class Experiment(Config, Generic[StageConfig]):
     seed: int = Field(0, ge=0)
     stage: StageConfig
     data: ShapesConfig = ShapesConfig()
-    text: ClipConfig = ClipConfig()
+    text: AnyText = ClipConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()

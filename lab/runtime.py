@@ -39,6 +39,7 @@ class RuntimeConfig(Config):
             speeds up a long run on a GPU.
         recompute: whether training keeps only the inputs of the network's blocks and computes the rest again on the way
             back, which halves the memory of activations for a third more time.
+        allow_download: whether pretrained weights that are not on this machine may be fetched from the hub.
         timeout_s: how long the other processes of a run wait for one, in seconds, before they give it up for lost.
     """
 
@@ -48,6 +49,7 @@ class RuntimeConfig(Config):
     threads: int = Field(0, ge=0)
     compile: bool = False
     recompute: bool = False
+    allow_download: bool = False
     timeout_s: float = Field(1800.0, gt=0)
 
 
@@ -59,7 +61,7 @@ class Runtime:
         device: where models and batches live.
         precision: see ``RuntimeConfig``.
         channels_last: whether feature maps have their channels last in memory.
-        compile, recompute: see ``RuntimeConfig``.
+        compile, recompute, allow_download: see ``RuntimeConfig``.
         world: the processes that work together, of which this is one.
     """
 
@@ -69,6 +71,7 @@ class Runtime:
     compile: bool = False
     recompute: bool = False
     world: World = ALONE
+    allow_download: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,6 +102,9 @@ class Runtime:
         """Move (b, c, h, w) images to the device, in the memory layout of this run."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+
+
+CPU = Runtime(torch.device("cpu"))
 
 
 def resolve(config: RuntimeConfig) -> RuntimeConfig:
@@ -139,7 +145,9 @@ def start(config: RuntimeConfig, world: World = ALONE) -> Runtime:
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
-    return Runtime(device, config.precision, config.channels_last, config.compile, config.recompute, world)
+    return Runtime(
+        device, config.precision, config.channels_last, config.compile, config.recompute, world, config.allow_download
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -27,7 +27,7 @@ from lab.images import from_uint8, to_uint8
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.storage import write_whole
-from lab.text.clip import vocabulary
+from lab.text import selection
 from lab.training import checkpoint, snapshot
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
@@ -55,11 +55,14 @@ def load(path: Path, overrides: Sequence[str]) -> DiffusionExperiment:
 
 
 def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = None) -> DiffusionExperiment:
-    """Fill in what is found out once per run: precision, layout, and the words of the data.
+    """Fill in what is found out once per run: precision, layout, and what the text encoder needs to know.
 
     Args:
         asked: an experiment that may leave them open.
         known: the run's own configuration, whose findings are taken over.
+
+    Raises:
+        Refused: pretrained weights of the text encoder are nowhere to be found.
     """
     if known is not None:
         runtime = asked.runtime.model_copy(
@@ -69,11 +72,10 @@ def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = Non
                 if getattr(asked.runtime, k) == "auto"
             }
         )
-        words = asked.text.vocabulary or known.text.vocabulary
     else:
         runtime = runtimes.resolve(asked.runtime)
-        words = asked.text.vocabulary or vocabulary(Shapes(asked.data).captions())
-    text = asked.text.model_copy(update={"vocabulary": words})
+    before = known.text if known else None
+    text = selection.complete(asked.text, before, lambda: Shapes(asked.data).captions(), asked.runtime.allow_download)
     return asked.model_copy(update={"runtime": runtime, "text": text})
 
 
@@ -81,7 +83,7 @@ def stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
     """Build the stage of a completed experiment, with fresh weights."""
     codec, config = Pixels(), experiment.stage
     return DiffusionStage(
-        config, build(config, experiment.text, codec, experiment.seed), codec, experiment.data.size, runtime
+        config, build(config, experiment.text, codec, experiment.seed, runtime), codec, experiment.data.size, runtime
     )
 
 

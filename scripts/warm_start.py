@@ -10,6 +10,7 @@ import torch
 from lab.errors import Refused
 from lab.rundir import RunDir
 from lab.runtime import Runtime
+from lab.text import selection
 from lab.training import snapshot
 from scripts.assemble import DiffusionExperiment, Saved, saved, stage
 
@@ -53,8 +54,4 @@ def _misfits(found: Saved, experiment: DiffusionExperiment) -> list[str]:
     with torch.device("meta"):  # names and shapes without the numbers
         players = stage(experiment, Runtime(torch.device("cpu"))).players
     problems = snapshot.misfits(found.weights, players)
-    there, here = found.experiment.text.vocabulary, experiment.text.vocabulary
-    if there == here:
-        return problems
-    alike = sum(token == own for token, own in zip(there, here, strict=False))
-    return [f"text.vocabulary has {len(there)} tokens there and {len(here)} here, {alike} of them alike", *problems]
+    return [*selection.differences(found.experiment.text, experiment.text), *problems]

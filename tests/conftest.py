@@ -1,8 +1,10 @@
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import encoders
 from tests.faults import TINY, Scripts
 
 
@@ -20,3 +22,10 @@ def reference(script: Scripts, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = script("train", TINY, "--run", run)
     assert done.code == 0, done.err
     return run
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a tiny pretrained text encoder, by its name in tests/encoders.py; only to be read."""
+    root = tmp_path_factory.mktemp("encoders")
+    return functools.cache(lambda name: encoders.make(name, root / name))

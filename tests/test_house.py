@@ -26,7 +26,13 @@ UNSAFE_CALLS = {
     *("eval", "exec", "os.system", "torch.load", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load"),
     *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"),
 }
-UNSAFE_SETTINGS = {"weights_only": "False", "shell": "True", "allow_pickle": "True", "share": "True"}
+UNSAFE_SETTINGS = {
+    "weights_only": "False",
+    "shell": "True",
+    "allow_pickle": "True",
+    "share": "True",
+    "trust_remote_code": "True",
+}
 PINNED = ("lab.evaluation.features: torch.load",)  # weights_only, on a file whose SHA-256 was compared before
 LAZY = ("transformers", "open_clip", "torch_fidelity", "tensorboard", "matplotlib", "scipy")
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
@@ -165,6 +171,7 @@ def test_the_house_is_in_order(check) -> None:
         (unsafe_faults, {"scripts.a": "eval(text)"}),
         (unsafe_faults, {"scripts.a": "subprocess.run(line, shell=True)"}),
         (unsafe_faults, {"scripts.a": "read(path, allow_pickle=True)"}),
+        (unsafe_faults, {"lab.text.auto": "AutoModel.from_pretrained(folder, trust_remote_code=True)"}),
     ],
 )
 def test_the_checks_see_a_fault(check, sources) -> None:

@@ -21,6 +21,7 @@ from lab.errors import Refused
 from lab.randomness import normal, uniform
 from lab.runtime import Runtime
 from lab.text.clip import ClipConfig
+from lab.text.encoder import Prepared
 from vae.codec import Pixels
 
 Tiny = Callable[..., TextToImage]
@@ -47,8 +48,8 @@ class Recorder(nn.Module):
         super().__init__()
         self.answer, self.heard = answer, []
 
-    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, None]:
-        self.heard.append((x_t, t, ids))
+    def forward(self, x_t: Tensor, t: Tensor, prepared: Prepared) -> tuple[Tensor, None]:
+        self.heard.append((x_t, t, prepared))
         return torch.full_like(x_t, self.answer), None
 
 
@@ -88,7 +89,7 @@ def test_captions_are_dropped_one_by_one_with_the_stated_share(share: float, tin
     made = stage(model, caption_drop=share)
     made.players["model"] = recorder = Recorder()
     made.loss("model", Batch(torch.zeros(2000, 3, 1, 1), ("a red circle",) * 2000, tuple(slots), ("",) * 2000, 5))
-    ids, (null, told) = recorder.heard[0][2], model.text.tokenize(["", "a red circle"])
+    (ids, _), ((null, told), _) = recorder.heard[0][2], model.text.prepare(["", "a red circle"])
     dropped = (ids == null).all(dim=1)
     assert (ids[~dropped] == told).all()
     assert dropped.double().mean().item() == pytest.approx(share, abs=4 * (share * (1 - share) / 2000) ** 0.5)

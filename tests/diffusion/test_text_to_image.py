@@ -15,7 +15,7 @@ X, T = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torc
 
 def test_the_trained_pass_is_the_denoisers(tiny: Tiny) -> None:
     model = tiny()
-    output, scales = model(X, T, model.text.tokenize(PROMPTS))
+    output, scales = model(X, T, model.text.prepare(PROMPTS))
     expected, same = model.denoiser.predict(X, T, model.encode(PROMPTS))
     torch.testing.assert_close((output, *scales), (expected, *same))
 
@@ -23,7 +23,7 @@ def test_the_trained_pass_is_the_denoisers(tiny: Tiny) -> None:
 def test_training_reaches_the_text_encoder_and_sampling_does_not(tiny: Tiny) -> None:
     model = tiny()
     assert not model.encode(PROMPTS).tokens.requires_grad
-    model(X, T, model.text.tokenize(PROMPTS))[0].square().sum().backward()
+    model(X, T, model.text.prepare(PROMPTS))[0].square().sum().backward()
     for name in ("token_embedding.weight", "positional_embedding"):
         assert model.text.transformer.get_parameter(name).grad.any()
 

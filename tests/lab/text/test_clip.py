@@ -20,7 +20,7 @@ def encoder(*, causal: bool = False) -> ClipText:
 
 def encode(text: ClipText, *prompts: str) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
-        return text(text.tokenize(prompts))
+        return text(text.prepare(prompts))
 
 
 either_way = pytest.mark.parametrize("causal", [False, True])
@@ -52,20 +52,21 @@ def test_the_embedding_has_a_row_per_word_of_the_data_and_two_more() -> None:
 
 
 def test_tokens_are_start_text_end_and_padding() -> None:
-    ids = encoder().tokenize(["a red a", "", "A  RED\ta"])
+    ids, mask = encoder().prepare(["a red a", "", "A  RED\ta"])
     assert ids.shape == (3, 12)
     assert ids.dtype == torch.int64
     start, a, red, again, end, *padding = ids[0].tolist()
     assert a == again
     assert len({start, a, red, end, PAD, UNKNOWN}) == 6
     assert padding == [PAD] * 7
+    assert torch.equal(mask, ids != PAD)
     assert ids[1].tolist() == [start, end] + [PAD] * 10
     assert torch.equal(ids[2], ids[0])
 
 
 def test_unseen_words_share_the_row_unknown() -> None:
     text = encoder()
-    seen, *unseen = text.tokenize(["a red circle", "a purple circle", "a yellow circle"]).tolist()
+    seen, *unseen = text.prepare(["a red circle", "a purple circle", "a yellow circle"]).ids.tolist()
     assert UNKNOWN not in seen
     assert all(line.count(UNKNOWN) == 1 and line[2] == UNKNOWN for line in unseen)
     assert torch.equal(encode(text, "a purple circle").tokens, encode(text, "a yellow circle").tokens)
@@ -74,7 +75,7 @@ def test_unseen_words_share_the_row_unknown() -> None:
 
 def test_a_long_prompt_is_cut_and_keeps_its_end() -> None:
     text = encoder()
-    ids = text.tokenize(["a red circle " * 9, "a"])
+    ids = text.prepare(["a red circle " * 9, "a"]).ids
     assert (ids[0] != PAD).all()
     assert ids[0, -1] == ids[1, 2]
     assert encode(text, "a red circle " * 9).tokens.isfinite().all()
@@ -128,11 +129,11 @@ def test_causal_tokens_see_only_what_stands_before_them() -> None:
 @either_way
 def test_plain_products_are_taken_on_a_cpu_and_give_what_the_fused_kernel_gives(causal: bool) -> None:
     text = encoder(causal=causal)
-    ids = text.tokenize(CAPTIONS)
+    prepared = text.prepare(CAPTIONS)
     allowed: list[bool] = []
     text.transformer.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cuda.flash_sdp_enabled()))
     with torch.no_grad():
-        states, (_, fused) = text(ids), text.transformer(ids)
+        states, (_, fused) = text(prepared), text.transformer(prepared.ids)
     assert allowed == [False, True]
     torch.testing.assert_close(states.tokens[states.mask], fused[states.mask], rtol=1e-12, atol=1e-12)
 
