@@ -7,13 +7,15 @@ from pydantic import Field, model_validator
 
 from lab.config import Config, diff
 from lab.data.shapes import ShapesConfig
+from lab.data.sources import AnyData
 from lab.runtime import RuntimeConfig
 from lab.text.clip import ClipConfig
 from lab.training.config import TrainConfig
 
 StageConfig = TypeVar("StageConfig", bound=Config)
 
-FREE = ("name", "runtime", "evaluate", "stage.sampling", "train")  # what may change between two halves of a run ...
+PLACES = ("data.path", "data.folder", "data.cache", "data.max_bad")  # not what the data is: that has a fingerprint
+FREE = ("name", "runtime", "evaluate", "stage.sampling", "train", *PLACES)  # what may change between a run's halves ...
 BOUND = ("train.batch", "train.ema", "train.init_from")  # ... except these, which the state of a run depends on
 
 
@@ -48,7 +50,7 @@ class Experiment(Config, Generic[StageConfig]):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(0, ge=0)
     stage: StageConfig
-    data: ShapesConfig = ShapesConfig()
+    data: AnyData = ShapesConfig()
     text: ClipConfig = ClipConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -59,6 +61,11 @@ class Experiment(Config, Generic[StageConfig]):
         if self.train.keep_best and not self.evaluate.every_steps:
             raise ValueError(
                 f"train.keep_best={self.train.keep_best}, but nothing is measured: set evaluate.every_steps"
+            )
+        if self.evaluate.every_steps and not isinstance(self.data, ShapesConfig):
+            raise ValueError(
+                f"evaluate.every_steps={self.evaluate.every_steps} measures prompt accuracy, whose verifier reads "
+                f"data.kind=shapes alone, not {self.data.kind}: set evaluate.every_steps=0"
             )
         return self
 
