@@ -1,5 +1,6 @@
 """One experiment: everything that a run is told, in one typed tree."""
 
+import re
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -14,8 +15,8 @@ from lab.training.config import TrainConfig
 
 StageConfig = TypeVar("StageConfig", bound=Config)
 
-PLACES = ("data.path", "data.folder", "data.cache", "data.max_bad")  # not what the data is: that has a fingerprint
-FREE = ("name", "runtime", "evaluate", "stage.sampling", "train", *PLACES)  # what may change between a run's halves ...
+FREE = ("name", "runtime", "evaluate", "stage.sampling", "train")  # what may change between two halves of a run ...
+PLACES = re.compile(r"data\.(parts\.[^.]+\.)?(path|folder|cache|max_bad)")  # ... as may the place of the data ...
 BOUND = ("train.batch", "train.ema", "train.init_from")  # ... except these, which the state of a run depends on
 
 
@@ -75,6 +76,8 @@ def identity_changes(old: Config, new: Config) -> Sequence[str]:
 
     def is_free(line: str) -> bool:
         key = line.split(":", 1)[0]
+        if PLACES.fullmatch(key):
+            return True
         under = [key == root or key.startswith(f"{root}.") for root in FREE]
         return any(under) and not any(key == root or key.startswith(f"{root}.") for root in BOUND)
 

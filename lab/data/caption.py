@@ -99,14 +99,11 @@ def of_fields(fields: Mapping[str, object], config: CaptionConfig) -> list[tuple
         config: says which kinds there are.
 
     Raises:
-        BadSample: there is none, one is not a text, or not UTF-8.
+        BadSample: one is not a text, or not UTF-8.
     """
     found = [(field, text) for field in (CAPTION, *config.kinds) for text in read(fields.get(field), field)]
     found = list(dict.fromkeys(found))
-    found += in_places(read(fields.get("captions"), "captions"), config)
-    if not found:
-        raise BadSample("no caption")
-    return found
+    return found + in_places(read(fields.get("captions"), "captions"), config)
 
 
 def in_places(texts: Iterable[str], config: CaptionConfig) -> list[tuple[str, str]]:

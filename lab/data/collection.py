@@ -8,7 +8,7 @@ index.
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ from pydantic import Field
 from lab.config import Config
 from lab.data.caption import CaptionConfig, Captions
 from lab.data.pictures import PictureConfig
-from lab.data.source import BadSample
+from lab.data.source import CAPTION, BadSample
 from lab.data.split import SplitConfig, place, plain
 from lab.errors import Refused
 
@@ -90,6 +90,11 @@ class Collection(Config):
         """What the files of the records are relative to."""
         return Path(self.path)
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where the index is kept."""
+        return Path(self.cache or os.environ.get("WORDBRUSH_CACHE") or Path.home() / ".cache" / "wordbrush")
+
     @abstractmethod
     def state(self) -> Iterator[str]:
         """Give texts that differ when what is to be listed does; cheap, for it is asked at each start.
@@ -118,7 +123,7 @@ class Collection(Config):
 
         Args:
             record: without captions.
-            captions: gives them, or raises ``BadSample``, which makes the record a bad one.
+            captions: gives them; a record is a bad one if there are none, or if this raises ``BadSample``.
             fields: of the metadata, by one of which samples may be grouped.
             data: as of ``Entry``.
 
@@ -127,6 +132,8 @@ class Collection(Config):
         """
         try:
             record = replace(record, captions=captions())
+            if not record.captions:
+                raise BadSample("no caption")
         except BadSample as bad:
             record = replace(record, fault=record.fault or bad)
         return Entry(record, place(self._group(record, fields)), data)
@@ -167,3 +174,14 @@ def files(root: Path, setting: str = "data.path") -> dict[str, os.stat_result]:
 def stamps(found: Mapping[str, os.stat_result]) -> Iterator[str]:
     """Give a text per file that differs when the file does."""
     return (f"{name}/{state.st_size}/{state.st_mtime_ns}" for name, state in found.items())
+
+
+def class_caption(classes: Sequence[str], label: int) -> Captions:
+    """Give the name of a class as the caption.
+
+    Raises:
+        BadSample: there is no class of this number.
+    """
+    if not 0 <= label < len(classes):
+        raise BadSample("no such class", f"class {label}, where data.classes names {len(classes)}")
+    return [(CAPTION, classes[label])]

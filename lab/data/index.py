@@ -102,8 +102,7 @@ def open_index(collection: Collection) -> Index:
     digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=16)
     for text in collection.state():
         digest.update(os.fsencode(text) + b"\n")
-    folder = collection.cache or os.environ.get("WORDBRUSH_CACHE") or Path.home() / ".cache" / "wordbrush"
-    path = Path(folder) / f"{digest.hexdigest()}.arrow"
+    path = collection.cache_folder / f"{digest.hexdigest()}.arrow"
     if not path.with_suffix(".json").exists():
         _build(collection, path)
     return Index(path, collection.root)

@@ -1,26 +1,17 @@
 """From the configuration of the data to its source."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
 from lab.data.finite import Finite
-from lab.data.folder import Folder
 from lab.data.index import open_index
+from lab.data.mixture import Mixture, MixtureConfig, OnePart, kind_of
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.data.source import Source
 from lab.data.split import Split
 
-
-def _kind(value: Any) -> str | None:
-    """The kind that a configuration of data names, which is "shapes" where none is named."""
-    return value.get("kind", "shapes") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-AnyData = Annotated[
-    Annotated[ShapesConfig, Tag("shapes")] | Annotated[Folder, Tag("folder")],
-    Discriminator(_kind),
-]
+AnyData = Annotated[OnePart | Annotated[MixtureConfig, Tag("mixture")], Discriminator(kind_of)]
 
 
 def source(config: AnyData, split: Split = "train") -> Source:
@@ -31,6 +22,10 @@ def source(config: AnyData, split: Split = "train") -> Source:
         BadData: it cannot be listed.
         StorageFailed: its index cannot be written.
     """
-    if isinstance(config, ShapesConfig):
-        return Shapes(config, split)
-    return Finite(config, open_index(config), split)
+    match config:
+        case ShapesConfig():
+            return Shapes(config, split)
+        case MixtureConfig():
+            return Mixture(config.weights, {name: source(part, split) for name, part in config.parts.items()})
+        case _:
+            return Finite(config, open_index(config), split)

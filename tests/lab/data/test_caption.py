@@ -76,6 +76,7 @@ def test_a_picture_without_a_fitting_caption_is_bad(captions: Any, settings: Any
             [("caption", "a"), ("tags", "b"), ("tags", "c")],
         ),
         ({"caption": ""}, {}, [("caption", "")]),
+        ({"title": "a", "captions": []}, {}, []),
         ({"caption": "a"}, {"kinds": {"caption": 1.0}}, [("caption", "a")]),
     ],
 )
@@ -86,14 +87,12 @@ def test_metadata_holds_captions_of_kinds(fields: Any, settings: Any, expected: 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"title": "a"}, "no caption"),
-        ({"captions": []}, "no caption"),
         ({"caption": 3}, "caption is not a text"),
         ({"captions": ["a", {}]}, "caption is not a text"),
         ({"caption": "caf\udce9"}, "caption is not UTF-8"),
     ],
 )
-def test_metadata_without_a_readable_caption_is_bad(fields: Any, reason: str) -> None:
+def test_a_caption_that_cannot_be_read_is_bad(fields: Any, reason: str) -> None:
     with pytest.raises(BadSample) as caught:
         of_fields(fields, CaptionConfig())
     assert caught.value.reason == reason

@@ -17,7 +17,13 @@ NUM = 20  # the tiny preset's 54 samples are 2.7 epochs
 
 
 def words(folder: Path, **settings: object) -> list[str]:
-    given = {"kind": "folder", "path": folder, "size": 16, "split.heldout": 0, "cache": folder.parent / "cache"} | settings
+    given = {
+        "kind": "folder",
+        "path": folder,
+        "size": 16,
+        "split.heldout": 0,
+        "cache": folder.parent / "cache",
+    } | settings
     return [f"data.{name}={value}" for name, value in given.items()]
 
 

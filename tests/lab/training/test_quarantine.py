@@ -9,7 +9,6 @@ import pytest
 from lab.data.source import Fault
 from lab.training.quarantine import Quarantine
 from lab.world import ALONE
-from tests.faults import Scripts
 
 
 def fault(slot: int, name: str = "", reason: str = "broken image") -> Fault:
