@@ -75,20 +75,22 @@ def spoken(captions: Captions, config: CaptionConfig) -> Iterator[str]:
             yield from (template.replace(HOLE, text) for template in config.templates if text)
 
 
-def read(value: object, field: str) -> Iterator[str]:
+def read(value: object, field: str) -> list[str]:
     """Give the captions in a value of metadata, a text, a list of texts or nothing, without spaces around them.
 
     Raises:
         BadSample: it is something else, or not UTF-8.
     """
-    for text in value if isinstance(value, list) else [] if value is None else [value]:
+    if value is None:
+        return []
+    found: list[str] = []
+    for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             raise BadSample("caption is not a text", f"{field} is {text!r:.60}")
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # bytes that were no UTF-8 became lone surrogates
-            raise BadSample("caption is not UTF-8", field) from None
-        yield text.strip()
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise BadSample("caption is not UTF-8", field)  # such bytes became lone surrogates
+        found.append(text.strip())
+    return found
 
 
 def of_fields(fields: Mapping[str, object], config: CaptionConfig) -> list[tuple[str, str]]:
@@ -101,8 +103,8 @@ def of_fields(fields: Mapping[str, object], config: CaptionConfig) -> list[tuple
     Raises:
         BadSample: one is not a text, or not UTF-8.
     """
-    found = [(field, text) for field in (CAPTION, *config.kinds) for text in read(fields.get(field), field)]
-    found = list(dict.fromkeys(found))
+    own = dict.fromkeys((CAPTION, *config.kinds))
+    found = [(field, text) for field in own if field in fields for text in read(fields[field], field)]
     return found + in_places(read(fields.get("captions"), "captions"), config)
 
 

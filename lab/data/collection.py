@@ -9,7 +9,7 @@ index.
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -130,12 +130,16 @@ class Collection(Config):
         Raises:
             Refused: samples are to be grouped by a field that this one does not have.
         """
+        found: Captions = ()
+        fault = record.fault
         try:
-            record = replace(record, captions=captions())
-            if not record.captions:
+            found = captions()
+            if not found:
                 raise BadSample("no caption")
         except BadSample as bad:
-            record = replace(record, fault=record.fault or bad)
+            fault = fault or bad
+        # Not dataclasses.replace, which takes a sixth of the time of a listing.
+        record = Record(record.id, record.file, record.offset, record.size, record.sha256, found, fault)
         return Entry(record, place(self._group(record, fields)), data)
 
     def _group(self, record: Record, fields: Mapping[str, object]) -> str:

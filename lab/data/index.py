@@ -27,6 +27,7 @@ from lab.storage import whole, write_whole
 FORMAT = 1  # raise when rows or their meaning change
 ROWS = 4096  # per batch of the Arrow file
 MAX_BYTES = 1 << 28  # of one image
+COLUMNS = ("id", "file", "offset", "size", "sha256", "kinds", "texts", "reason", "detail", "place")
 
 
 class Index:
@@ -113,10 +114,9 @@ def _build(collection: Collection, path: Path) -> None:
     import pyarrow
 
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
-    columns = dict.fromkeys(("id", "reason", "detail"), text) | dict.fromkeys(("kinds", "texts"), texts)
-    columns |= dict.fromkeys(("offset", "size"), pyarrow.int64()) | dict.fromkeys(("file", "sha256"), pyarrow.binary())
-    schema = pyarrow.schema(columns | {"place": pyarrow.float64()})
-    rows: list[dict[str, Any]] = []
+    types = [text, pyarrow.binary(), pyarrow.int64(), pyarrow.int64(), pyarrow.binary(), texts, texts, text, text]
+    schema = pyarrow.schema(list(zip(COLUMNS, [*types, pyarrow.float64()], strict=True)))
+    rows: list[tuple[Any, ...]] = []
     facts, digest, packed = {"num": 0, "bad": 0, "empty": 0}, hashlib.blake2b(digest_size=8), 0
     with (
         whole(path) as beside,
@@ -126,20 +126,19 @@ def _build(collection: Collection, path: Path) -> None:
         pyarrow.ipc.new_file(sink, schema) as writer,
     ):
         for entry in tqdm(_listed(collection), desc=f"index of {collection.path}", unit="sample", disable=None):
-            row = _row(entry)
+            rows.append(_row(entry, packed))
             if entry.data is not None:
-                row |= {"offset": packed, "size": len(entry.data)}
                 packed += images.write(entry.data)
-            digest.update(json.dumps([row[name] for name in ("id", "size", "kinds", "texts", "reason")]).encode())
-            digest.update(entry.data or row["sha256"])
+            name, _, _, size, sha256, kinds, texts, reason, *_ = rows[-1]
+            digest.update(ascii((name, size, kinds, texts, reason)).encode() + (entry.data or sha256))
             facts["num"] += 1
-            facts["bad"] += bool(row["reason"])
-            facts["empty"] += "" in row["texts"]
-            rows.append(row)
+            facts["bad"] += bool(reason)
+            facts["empty"] += "" in texts
             if len(rows) == ROWS:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
+                writer.write_batch(pyarrow.record_batch([*zip(*rows, strict=True)], schema=schema))
                 rows.clear()
-        writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
+        if rows:
+            writer.write_batch(pyarrow.record_batch([*zip(*rows, strict=True)], schema=schema))
     write_whole(path.with_suffix(".json"), json.dumps({**facts, "fingerprint": digest.hexdigest()}).encode())
 
 
@@ -156,18 +155,21 @@ def _listed(collection: Collection) -> Iterator[Entry]:
         raise BadData(f"{collection.path}: holds no sample")
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: Entry, packed: int) -> tuple[Any, ...]:
+    """The cells of an entry, in the order of ``COLUMNS``; its own bytes come behind those that are packed."""
     record, fault = entry.record, entry.record.fault
-    return {
-        **{name: getattr(record, name) for name in ("offset", "size", "sha256")},
-        "id": _printable(record.id),
-        "file": os.fsencode(record.file),
-        "kinds": [kind for kind, _ in record.captions],
-        "texts": [text for _, text in record.captions],
-        "reason": fault.reason if fault else "",
-        "detail": _printable(fault.detail) if fault else "",
-        "place": entry.place,
-    }
+    return (
+        _printable(record.id),
+        os.fsencode(record.file),
+        record.offset if entry.data is None else packed,
+        record.size if entry.data is None else len(entry.data),
+        record.sha256,
+        [kind for kind, _ in record.captions],
+        [text for _, text in record.captions],
+        fault.reason if fault else "",
+        _printable(fault.detail) if fault else "",
+        entry.place,
+    )
 
 
 def _printable(text: str) -> str:
