@@ -6,10 +6,11 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lab.data.caption import in_places, read
+from lab.data.caption import Captions, in_places, read
 from lab.data.collection import Collection, Entry, PathText, files, stamps
 from lab.data.folder import pictured
 from lab.data.split import SplitConfig
@@ -47,7 +48,7 @@ class Coco(Collection):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadData(f"{self.path}: is no file of captions as COCO's ({type(error).__name__}: {error})") from None
         for name, number in pictures:
-            yield self.entry(
-                pictured(name, found),
-                lambda number=number: in_places(read(captions[number], "annotations"), self.captions),  # type: ignore[misc]
-            )
+            yield self.entry(pictured(name, found), partial(self._spoken, captions[number]))
+
+    def _spoken(self, captions: list[object]) -> Captions:
+        return in_places(read(captions, "annotations"), self.captions)

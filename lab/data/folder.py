@@ -11,6 +11,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -46,14 +47,14 @@ class Folder(Collection):
                 broken = BadSample("broken line of metadata", str(fields.get("problem", "it has no file_name")))
                 yield self.entry(Record(f"{path.name}:{number}", fault=broken), tuple)
                 continue
-            yield self.entry(pictured(name, found), lambda fields=fields: of_fields(fields, self.captions), fields)  # type: ignore[misc]
+            yield self.entry(pictured(name, found), partial(of_fields, fields, self.captions), fields)
 
     def _of_sidecars(self, found: Mapping[str, os.stat_result]) -> Iterator[Entry]:
         for name in found:
             if PurePosixPath(name).suffix.lower() in SUFFIXES:
                 beside = str(PurePosixPath(name).with_suffix(".txt"))
                 text = self.root / beside if beside in found else None
-                yield self.entry(pictured(name, found), lambda text=text: self._lines(text))  # type: ignore[misc]
+                yield self.entry(pictured(name, found), partial(self._lines, text))
 
     def _lines(self, path: Path | None) -> Captions:
         """The captions in a text file."""

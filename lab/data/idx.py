@@ -7,8 +7,9 @@ import gzip
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import BinaryIO, Literal, cast
 
 from pydantic import Field
 
@@ -55,16 +56,16 @@ class Idx(Collection):
                 if len(pixels) < width * height or not label:
                     raise BadData(f"{self.path}: cut short after {k} of {num} samples: {num - k} are lost")
                 record = Record(f"{self.images.partition('.')[0]}-{k}")
-                yield self.entry(record, lambda label=label: class_caption(self.classes, label[0]), data=head + pixels)  # type: ignore[misc]
+                yield self.entry(record, partial(class_caption, self.classes, label[0]), data=head + pixels)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BinaryIO:
     with path.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if is_packed else path.open("rb")  # type: ignore[return-value]
+    return cast(BinaryIO, gzip.open(path)) if is_packed else path.open("rb")
 
 
-def _header(file: IO[bytes], magic: int, name: str) -> tuple[int, ...]:
+def _header(file: BinaryIO, magic: int, name: str) -> tuple[int, ...]:
     """The sizes in the header."""
     dimensions = magic & 0xFF
     head = _read(file, 4 + 4 * dimensions)
@@ -73,7 +74,7 @@ def _header(file: IO[bytes], magic: int, name: str) -> tuple[int, ...]:
     return struct.unpack(f">{dimensions}I", head[4:])
 
 
-def _read(file: IO[bytes], num: int) -> bytes:
+def _read(file: BinaryIO, num: int) -> bytes:
     """So many bytes, or fewer where the file is cut short or broken."""
     try:
         return file.read(num)

@@ -4,6 +4,7 @@ A picture cannot be read from such a file without those around it, so the bytes 
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class Parquet(Collection):
                     )
                     continue
                 spoken = {**fields, CAPTION: None, "captions": fields[self.caption]}
-                yield self.entry(Record(name), lambda spoken=spoken: of_fields(spoken, self.captions), fields, data)  # type: ignore[misc]
+                yield self.entry(Record(name), partial(of_fields, spoken, self.captions), fields, data)
 
     def _tables(self) -> Mapping[str, Any]:
         found = {name: state for name, state in files(self.root).items() if name.endswith(".parquet")}

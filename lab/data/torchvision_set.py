@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
@@ -54,7 +55,7 @@ class Torchvision(Collection):
             except (OSError, SyntaxError, ValueError) as error:
                 yield self.entry(Record(record.id, fault=BadSample("broken image", str(error))), tuple)
                 continue
-            yield self.entry(record, lambda target=target: self._captions(target, classes), data=_encoded(picture))  # type: ignore[misc]
+            yield self.entry(record, partial(self._captions, target, classes), data=_encoded(picture))
 
     def _dataset(self) -> Any:
         from torchvision import datasets
@@ -82,7 +83,6 @@ class Torchvision(Collection):
 def _encoded(picture: Image.Image) -> bytes:
     """The bytes of a picture file without loss."""
     buffer = io.BytesIO()
-    (picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr", "F") else picture).save(
-        buffer, format="PNG", compress_level=1
-    )
+    fitting = picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr", "HSV", "LAB") else picture
+    fitting.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
