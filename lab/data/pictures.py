@@ -120,9 +120,6 @@ def _decoded(data: bytes) -> Image.Image:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise BadSample("decompression bomb", f"{width}x{height} pixels, at most {MAX_PIXELS:,}")
-    if picture.format == "PNG":  # only verify looks at the checksums of its parts
-        picture.verify()
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     picture.load()
     return ImageOps.exif_transpose(picture)
 

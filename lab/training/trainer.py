@@ -151,7 +151,8 @@ class Trainer:
         tensors = snapshot.take(self.stage.players, self.updater.optimizers, self.averages, self.stage.memory)
         state = {"step": self.step, "seen": self.seen, "batch": self.config.batch, "seconds": self.seconds}
         more: dict[str, Any] = {"meter": self._meter.state(), "updater": self.updater.state()}
-        more |= {"unlooked": self._observer.is_behind, "data": self.facts.get("data")}
+        more["unlooked"] = self._observer.is_behind
+        more["data"] = self.facts.get("data")
         if self._budget:
             more["ending"] = asdict(self.ending) if self.ending else None
         return checkpoint.Snapshot(tensors, {**state, **more})
