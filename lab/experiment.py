@@ -1,5 +1,6 @@
 """One experiment: everything that a run is told, in one typed tree."""
 
+import re
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 
 from lab.config import Config, diff
 from lab.data.shapes import ShapesConfig
+from lab.data.sources import AnyData
 from lab.runtime import RuntimeConfig
 from lab.text.clip import ClipConfig
 from lab.text.selection import AnyText
@@ -14,9 +16,10 @@ from lab.training.config import TrainConfig
 
 StageConfig = TypeVar("StageConfig", bound=Config)
 
-# What may change between two halves of a run, except what the state of a run depends on. Another folder of weights may:
-# it must hold the same ones.
+# What may change between two halves of a run, except what its state depends on. So may the place of data and of frozen
+# weights: both must be the same there.
 FREE = ("name", "runtime", "evaluate", "stage.sampling", "train", "text.cache", "text.pretrained")
+PLACES = re.compile(r"data\.(parts\.[^.]+\.)?(path|folder|cache|max_bad)")
 BOUND = ("train.batch", "train.ema", "train.init_from")
 
 
@@ -51,7 +54,7 @@ class Experiment(Config, Generic[StageConfig]):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(0, ge=0)
     stage: StageConfig
-    data: ShapesConfig = ShapesConfig()
+    data: AnyData = ShapesConfig()
     text: AnyText = ClipConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -63,6 +66,11 @@ class Experiment(Config, Generic[StageConfig]):
             raise ValueError(
                 f"train.keep_best={self.train.keep_best}, but nothing is measured: set evaluate.every_steps"
             )
+        if self.evaluate.every_steps and not isinstance(self.data, ShapesConfig):
+            raise ValueError(
+                f"evaluate.every_steps={self.evaluate.every_steps} measures prompt accuracy, whose verifier reads "
+                f"data.kind=shapes alone, not {self.data.kind}: set evaluate.every_steps=0"
+            )
         return self
 
 
@@ -71,6 +79,8 @@ def identity_changes(old: Config, new: Config) -> Sequence[str]:
 
     def is_free(line: str) -> bool:
         key = line.split(":", 1)[0]
+        if PLACES.fullmatch(key):
+            return True
         under = [key == root or key.startswith(f"{root}.") for root in FREE]
         return any(under) and not any(key == root or key.startswith(f"{root}.") for root in BOUND)
 

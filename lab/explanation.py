@@ -50,7 +50,7 @@ def _cause(details: Sequence[ErrorDetails], path: Path, tree: Mapping[str, Any],
         case "missing":
             return "is missing; give it a value"
         case "union_tag_not_found":
-            return f"has no {context['discriminator']}; name one of {_choices(path, tree, schema)} (given {given})"
+            return f"has no 'kind'; name one of {_choices(path, tree, schema)} (given {given})"
         case "union_tag_invalid":
             tags = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
             return f"unknown kind {context['tag']!r}; choose one of {', '.join(tags)}{nearest(context['tag'], tags)}"

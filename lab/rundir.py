@@ -6,6 +6,7 @@
     STATUS.json        running, finished, preempted or failed, and at which step; replaced, never half-written
     metrics.jsonl      the truth: one line per measurement, ``step`` and ``seen`` first, only appended to
     tb/                TensorBoard, derived from the same numbers; if it fails, training goes on without
+    quarantine.jsonl   the samples that could not be used, which ``lab.training.quarantine`` writes
     previews/ ckpt/    pictures; checkpoints, which ``lab.training.checkpoint`` writes
     snapshots/         averages of the weights along the way, which ``lab.training.history`` writes
     averages/          averages made from them, by scripts/average.py
@@ -136,6 +137,11 @@ class RunDir:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "ckpt"
+
+    @property
+    def quarantine(self) -> Path:
+        """The file of the samples that could not be used."""
+        return self.path / "quarantine.jsonl"
 
     @property
     def snapshots(self) -> Path:

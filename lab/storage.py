@@ -6,6 +6,8 @@ rename lives there. What a file holds is the business of its owner.
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab.errors import StorageFailed
@@ -17,14 +19,25 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         StorageFailed: the folder cannot be made, or the disk is full or refuses; the old file is still there.
     """
+    with whole(path) as beside:
+        beside.write_bytes(data)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write a file to, which takes its place at the end of the block.
+
+    After an error nothing is left of it.
+
+    Raises:
+        StorageFailed: as from ``write_whole``; also for an ``OSError`` of the block.
+    """
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with beside.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            yield beside
+            sync(beside)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

@@ -115,6 +115,19 @@ class World:
             dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
+    def gather_text(self, text: str) -> list[str]:
+        """Give every process's text to every process, in the order of the processes; no text ends in a NUL."""
+        if self.size == 1:
+            return [text]
+        data = text.encode()
+        length = self.largest(len(data))
+        padded = torch.tensor(list(data.ljust(length, b"\0")), dtype=torch.uint8)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        if length:
+            with self._exchanging():
+                dist.all_gather(parts, padded)
+        return [bytes(part.tolist()).rstrip(b"\0").decode() for part in parts]
+
     @torch.no_grad()
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes; they hold tensors of the same shapes in the same order."""

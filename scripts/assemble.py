@@ -18,8 +18,11 @@ from diffusion.pipeline import TAKERS, Pipeline, Request, SamplingConfig, times_
 from diffusion.stage import DiffusionConfig, DiffusionStage, build
 from lab import config as configuration
 from lab import runtime as runtimes
+from lab.data.finite import Finite
 from lab.data.loader import Loader
-from lab.data.shapes import Shapes, prompts
+from lab.data.shapes import ShapesConfig, prompts
+from lab.data.source import Source
+from lab.data.sources import source
 from lab.errors import BadData, Refused
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.experiment import Experiment
@@ -29,6 +32,7 @@ from lab.runtime import Runtime
 from lab.storage import write_whole
 from lab.text import selection
 from lab.training import checkpoint, snapshot
+from lab.training.quarantine import Quarantine
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
@@ -75,7 +79,7 @@ def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = Non
     else:
         runtime = runtimes.resolve(asked.runtime)
     before = known.text if known else None
-    text = selection.complete(asked.text, before, lambda: Shapes(asked.data).captions(), asked.runtime.allow_download)
+    text = selection.complete(asked.text, before, lambda: source(asked.data).captions(), asked.runtime.allow_download)
     return asked.model_copy(update={"runtime": runtime, "text": text})
 
 
@@ -101,20 +105,20 @@ def trainer(
     runtime = runtimes.start(experiment.runtime, world)
     if world.is_first:
         rundir.record_process(str(runtime.device), torch.get_num_threads())
-    source = Shapes(experiment.data)
+    data = source(experiment.data)
     made = stage(experiment, runtime)
     if start is not None:
         snapshot.fill(made.players, start.weights)
     environment = rundir.environment()
     return Trainer(
         stage=made,
-        loader=Loader(source, experiment.seed, experiment.train.workers),
+        loader=Loader(data, experiment.seed, experiment.train.workers),
         runtime=runtime,
         rundir=rundir,
         config=experiment.train,
         facts={
             "config_sha256": hashlib.sha256(configuration.dump(experiment).encode()).hexdigest(),
-            "data": source.fingerprint,
+            "data": data.fingerprint,
             "threads": torch.get_num_threads(),
             "processes": world.size,
             "precision": runtime.precision,
@@ -122,7 +126,29 @@ def trainer(
             **{k: v for k, v in environment.items() if k == "init_from"},
         },
         evaluators=[PromptAccuracy(experiment, made)] if experiment.evaluate.every_steps else [],
+        quarantine=_quarantine(experiment, rundir, data),
     )
+
+
+def _quarantine(experiment: DiffusionExperiment, rundir: RunDir, data: Source) -> Quarantine | None:
+    """What keeps account of bad samples, where there can be any."""
+    if isinstance(experiment.data, ShapesConfig):
+        return None
+    return Quarantine(rundir.quarantine, data.num, experiment.data.max_bad)
+
+
+def world_of(experiment: DiffusionExperiment) -> ShapesConfig:
+    """Give the Shapes world of an experiment, for what is judged by its verifier.
+
+    Raises:
+        Refused: the data is another.
+    """
+    if not isinstance(experiment.data, ShapesConfig):
+        raise Refused(
+            f"{experiment.name} has data.kind={experiment.data.kind}: prompt accuracy, diversity and distances are "
+            "measured on data.kind=shapes alone; look at its pictures with scripts/sample.py"
+        )
+    return experiment.data
 
 
 def describe(trainer: Trainer, path: Path) -> str:
@@ -135,6 +161,7 @@ def describe(trainer: Trainer, path: Path) -> str:
     return (
         f"{path}: {length} of {config.batch} samples; parameters: {sizes}; "
         f"{runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads"
+        + (f"; {data.summary}" if isinstance(data := trainer.loader.source, Finite) else "")
     )
 
 
@@ -270,7 +297,7 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
         raise Refused("variance optimal is for white noise, and this run has loss.offset_noise: take upper or lower")
     path = trained.run.path / f"variance-{trained.origin['checkpoint']}-{trained.origin['weights']}.json"
     if not path.exists():
-        loader, size = Loader(Shapes(experiment.data), experiment.seed), VARIANCE_BATCH
+        loader, size = Loader(source(experiment.data), experiment.seed), VARIANCE_BATCH
         starts = tqdm(range(0, VARIANCE_SAMPLES, size), desc="optimal variance, measured once", unit="batch")
         batches = (loader.batch(range(start, start + size)) for start in starts)
         measured = measure(pipeline.model, pipeline.codec, pipeline.runtime, batches)

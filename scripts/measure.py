@@ -21,7 +21,7 @@ from lab.evaluation.prompt_accuracy import accuracy
 from lab.images import from_uint8, to_uint8
 from lab.storage import write_whole
 from scripts import gallery
-from scripts.assemble import Trained
+from scripts.assemble import Trained, world_of
 
 KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
 PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds
@@ -46,7 +46,11 @@ def everything(
 
     Returns:
         JSON values, the same for the same checkpoint, settings and machine.
+
+    Raises:
+        Refused: the run's data is not the Shapes world.
     """
+    world = world_of(trained.experiment)
     extractor = EfficientNetLite0() if with_distances else None
     draw = partial(_draw, trained, sampling, kept, poll)
     lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in KINDS}
@@ -61,7 +65,7 @@ def everything(
         shares = {name: asdict(share) for name, share in accuracy(_polled(images, poll), texts).items()}
         figures["prompt_accuracy"][kind] = {**shares.pop("right"), "attributes": shares}
         if kind == "pair" and extractor is not None:
-            figures["distances"] = _distances(images, trained.experiment.data, extractor, poll)
+            figures["distances"] = _distances(images, world, extractor, poll)
     images = draw([Request(OPEN_PROMPT, number) for number in range(2 * num)], OPEN_PROMPT)
     spread = diversity(_polled(images, poll), OPEN_PROMPT)
     figures["diversity"] = {"prompt": OPEN_PROMPT, **{name: asdict(openness) for name, openness in spread.items()}}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lab.data.source import Sample, Source
+from lab.data.source import Fault, Frame, Sample, Source
+from lab.errors import BadData
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Batch:
         slots: b sample slots; all randomness about a sample is keyed by its slot.
         ids: b names, for messages.
         seed: the run's seed.
+        kinds: b kinds of captions, or none where nobody said.
+        frames: b frames, what was cut out of which original; or none.
+        faults: samples in whose places others of the batch stand.
     """
 
     images: Tensor
@@ -30,6 +34,9 @@ class Batch:
     slots: tuple[int, ...]
     ids: tuple[str, ...]
     seed: int
+    kinds: tuple[str, ...] = ()
+    frames: tuple[Frame | None, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -47,6 +54,9 @@ class Batch:
                 captions=self.captions[begin : begin + size],
                 slots=self.slots[begin : begin + size],
                 ids=self.ids[begin : begin + size],
+                kinds=self.kinds[begin : begin + size],
+                frames=self.frames[begin : begin + size],
+                faults=tuple(f for f in self.faults if f.slot in self.slots[begin : begin + size]),
             )
             for begin in range(0, len(self), size)
         ]
@@ -83,6 +93,9 @@ class Loader:
             start: the first slot.
             sizes: of the batches of one round.
             skipped: slots left out after each round, which other processes load.
+
+        Raises:
+            BadData: as from ``Source.sample``.
         """
         loader = DataLoader(
             _Slots(self.source, self.seed),
@@ -97,6 +110,8 @@ class Loader:
         workers = set(active_children()) - others
         try:
             yield from batches
+        except BadData as error:  # of a worker it comes with that one's traceback
+            raise BadData(str(error).rpartition("BadData: ")[2].strip()) from None
         finally:
             if workers:
                 _kill(workers)
@@ -108,7 +123,16 @@ class Loader:
     def _collate(self, items: list[tuple[int, Sample]]) -> Batch:
         slots, samples = zip(*items, strict=True)
         images = torch.stack([sample.image for sample in samples])
-        return Batch(images, tuple(s.caption for s in samples), tuple(slots), tuple(s.id for s in samples), self.seed)
+        return Batch(
+            images,
+            captions=tuple(sample.caption for sample in samples),
+            slots=tuple(slots),
+            ids=tuple(sample.id for sample in samples),
+            seed=self.seed,
+            kinds=tuple(sample.kind for sample in samples),
+            frames=tuple(sample.frame for sample in samples),
+            faults=tuple(replace(fault, slot=slot) for slot, s in items for fault in s.faults),
+        )
 
 
 def _outlive_signals(worker: int) -> None:

@@ -37,11 +37,11 @@ from lab.data.shapes_scene import (
     pick,
 )
 from lab.data.source import Sample
+from lab.data.split import Split
 from lab.errors import Refused
 from lab.randomness import key
 
 Preset = Literal["single", "ordered", "pair", "count", "full"]
-Split = Literal["train", "heldout"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 ORDERED = ("left of", "above")  # relations in which order on the page is order in the picture
 WORLD = 1  # raise when a scene, a caption or a pixel of this world changes: it is a part of the data's fingerprint
@@ -86,6 +86,8 @@ class Shapes:
         config: what to draw.
         split: "train", or "heldout" for scenes of the same law (final mixture, no warm-up) that training never sees.
     """
+
+    num = None
 
     def __init__(self, config: ShapesConfig, split: Split = "train") -> None:
         self.config = config

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lab.data.loader import Batch, Loader
-from lab.errors import NonFinite, Refused, StorageFailed
+from lab.errors import BadData, NonFinite, Refused, StorageFailed
 from lab.rundir import RunDir, State
 from lab.runtime import Runtime
 from lab.training import checkpoint, snapshot
@@ -31,6 +31,7 @@ from lab.training.history import History, is_due
 from lab.training.meter import Meter
 from lab.training.observer import Evaluator, Observer
 from lab.training.progress import Progress
+from lab.training.quarantine import Quarantine
 from lab.training.retention import Retention
 from lab.training.sharding import shard
 from lab.training.signals import Interrupted, Stopper
@@ -54,6 +55,7 @@ class Trainer:
         config: how long and how.
         facts: what every checkpoint's manifest says of its origin, beside the run's id.
         evaluators: measured on their own periods.
+        quarantine: keeps account of the samples that could not be used; ``None`` where every one can.
         step: optimizer steps made so far.
         ending: when the run ends and how its rate falls; ``None`` while a budget has not decided it.
         seconds: wall time of training so far, previews and checkpoints included, over all processes that worked on the
@@ -67,6 +69,7 @@ class Trainer:
     config: TrainConfig
     facts: Mapping[str, Any] = field(default_factory=dict)
     evaluators: Sequence[Evaluator] = ()
+    quarantine: Quarantine | None = None
     step: int = 0
     seconds: float = 0.0
 
@@ -113,6 +116,7 @@ class Trainer:
         Raises:
             NonFinite: a loss or gradient is not a number, and the run is to stop then; what stood before it is saved.
             StorageFailed: the disk refused three checkpoints in a row, or the last one.
+            BadData: too many samples cannot be used; what was learned is saved.
             ProcessLost: another process died or hangs.
         """
         newest = checkpoint.latest(self.rundir.checkpoints, self.rundir.run_id)
@@ -124,6 +128,8 @@ class Trainer:
             checkpoint.prepare(self.rundir.checkpoints, newest)
             self.rundir.rewind(self.step if newest is not None else None)
             self._history.rewind(self.step)
+        if self.quarantine is not None:
+            self.quarantine.rewind(self.seen, writes=self._writes)
         self._status("running")
         try:
             with Stopper().listening() as stopper:
@@ -146,6 +152,7 @@ class Trainer:
         state = {"step": self.step, "seen": self.seen, "batch": self.config.batch, "seconds": self.seconds}
         more: dict[str, Any] = {"meter": self._meter.state(), "updater": self.updater.state()}
         more["unlooked"] = self._observer.is_behind
+        more["data"] = self.facts.get("data")
         if self._budget:
             more["ending"] = asdict(self.ending) if self.ending else None
         return checkpoint.Snapshot(tensors, {**state, **more})
@@ -154,12 +161,18 @@ class Trainer:
         """Take over a state, strictly: what is missing or left over is an error.
 
         Raises:
-            Refused: the state is of another model or batch size.
+            Refused: the state is of another model, batch size or data.
         """
         if saved.state["batch"] != self.config.batch:
             raise Refused(
                 f"train.batch={self.config.batch}, but the checkpoint was trained with {saved.state['batch']}: "
                 "keep the batch (train.micro_batch is free), or start another run"
+            )
+        data = self.facts.get("data")
+        if saved.state.get("data", data) != data:
+            raise Refused(
+                "the data is not what the checkpoint was trained on: files were changed, added or removed; put them "
+                "back, or start another run (train.init_from takes over the weights)"
             )
         snapshot.restore(saved.tensors, self.stage.players, self.updater.optimizers, self.averages, self.stage.memory)
         self.step, self.seconds = int(saved.state["step"]), float(saved.state["seconds"])
@@ -199,11 +212,12 @@ class Trainer:
                     self._save_here()
                     break
                 self._make_step(window)
+                spoilt = self._set_aside(window)
                 self.seconds = time.perf_counter() - began
                 decided = self._decide()
                 progress.advance(self.ending)
                 if self.step % config.log_every == 0 or self.is_done:
-                    figures = meter.read(config.batch)
+                    figures = meter.read(config.batch) | self._data_figures()
                     progress.show(figures)
                     self._log(figures)
                 with meter.paused():
@@ -211,10 +225,23 @@ class Trainer:
                         self._keep_averages()
                     figures = self._look(stopper)
                     signal = world.largest(stopper.signal or 0)
-                    last = self.is_done or signal > 0
+                    last = self.is_done or signal > 0 or spoilt != ""
                     if last or decided or self.step % config.checkpoint_every == 0:
                         self._save(last, figures)
+                if spoilt:
+                    raise BadData(spoilt)
         return signal
+
+    def _set_aside(self, window: Sequence[Batch]) -> str:
+        """Take note of the samples that could not be delivered; say if they are too many."""
+        if self.quarantine is None:
+            return ""
+        self.quarantine.add(fault for batch in window for fault in batch.faults)
+        self.quarantine.settle(self.runtime.world)
+        return self.quarantine.excess(self.seen)
+
+    def _data_figures(self) -> dict[str, float]:
+        return {} if self.quarantine is None else {"data/bad": float(len(self.quarantine))}
 
     def _receive(self, batch: Batch) -> Batch:
         return batch.with_images(self.runtime.batch(batch.images))

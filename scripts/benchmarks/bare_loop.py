@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lab import runtime as runtimes
 from lab.data.loader import Batch, Loader
-from lab.data.shapes import Shapes
+from lab.data.sources import source
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training import checkpoint
@@ -116,7 +116,7 @@ def measure(experiment: DiffusionExperiment, folder: Path, steps: int, repeats: 
         repeats: measured turns of each side, after one that is not.
     """
     runtime = runtimes.start(experiment.runtime)
-    loader = Loader(Shapes(experiment.data), experiment.seed)
+    loader = Loader(source(experiment.data), experiment.seed)
     window = loader.batch(range(experiment.train.batch)).split(experiment.train.micro_batch)
     loop = BareLoop(assemble.stage(experiment, runtime), window, runtime)
 

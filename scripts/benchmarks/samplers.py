@@ -78,7 +78,7 @@ def measure(
         figures, near_to = sheet.get(recipe), has_reference(cell, options)
         if figures is None or (near_to and "solver_error" not in figures):
             judge = judge or Judge(
-                trained.experiment.data,
+                assemble.world_of(trained.experiment),
                 [request.prompt for request in requests],
                 kinds,
                 options.seed,

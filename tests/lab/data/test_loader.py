@@ -1,6 +1,7 @@
 """Batches are a function of the position alone."""
 
 import itertools
+import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import torch
 
 from lab.data.loader import Batch, Loader
 from lab.data.source import Sample
+from lab.errors import BadData
 from lab.randomness import normal
 
 
@@ -94,3 +96,22 @@ def alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+class Broken(Counting):
+    """Fails, as code with a mistake does."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def sample(self, seed: int, slot: int) -> Sample:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake"), BadData("nothing can be read")])
+def test_an_error_in_a_worker_ends_the_workers(error: Exception) -> None:
+    batches = Loader(Broken(error), seed=0, workers=1).batches(0, [1])
+    with pytest.raises(type(error), match=str(error)) as caught:
+        next(batches)
+    assert isinstance(error, ValueError) or str(caught.value) == "nothing can be read"
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,113 @@
+"""A finite data set as a source: slot -> epoch and position -> record -> bytes -> image and caption.
+
+The order of an epoch is a permutation that depends on (seed, epoch) alone. Crop, ground and caption depend on (seed,
+slot), so a picture looks and reads otherwise in each epoch. A slot whose sample cannot be used is given another one,
+drawn by the slot; nothing else moves.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from lab.data import caption, pictures
+from lab.data.collection import Collection, Record
+from lab.data.index import Index
+from lab.data.source import BadSample, Fault, Sample
+from lab.data.split import Split
+from lab.errors import BadData, Refused
+from lab.randomness import key
+
+SUBSTITUTES = 16  # tried for a slot before the data is given up
+
+
+class Finite:
+    """One side of a finite data set, shuffled anew in every epoch.
+
+    Args:
+        collection: what it is made of, and how images and captions are made.
+        index: of the collection.
+        split: which side.
+
+    Raises:
+        Refused: there is nothing on that side.
+    """
+
+    def __init__(self, collection: Collection, index: Index, split: Split = "train") -> None:
+        self.collection, self.index, self.split = collection, index, split
+        heldout = index.places < collection.split.heldout
+        self._rows = np.flatnonzero(heldout if split == "heldout" else ~heldout).astype(np.uint32)
+        if not len(self._rows):
+            raise Refused(
+                f"data.split.heldout={collection.split.heldout} leaves none of the {len(index)} samples of "
+                f"{collection.path} on the {split} side: change it, or data.split.group={collection.split.group}"
+            )
+        told = collection.model_dump(mode="json", exclude={"path", "folder", "cache", "max_bad"})
+        known = json.dumps([split, told, index.facts["fingerprint"]], sort_keys=True)
+        self.fingerprint = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def num(self) -> int:
+        """How many samples are on this side."""
+        return len(self._rows)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        size, empty, bad = (self.index.facts[name] for name in ("num", "empty", "bad"))
+        return f"{self.num:,} of {size:,} samples, {empty:,} of them all with an empty caption, {bad:,} bad"
+
+    def sample(self, seed: int, slot: int) -> Sample:
+        """Give sample ``slot`` (from 0) of the run with this seed; its image is (3, size, size) float32 in [-1, 1].
+
+        Raises:
+            BadData: neither the sample of this slot nor one of the substitutes can be used.
+        """
+        faults: list[Fault] = []
+        for row in self._candidates(seed, slot):
+            record, data = self.index.record(row), b""
+            try:
+                if record.fault:
+                    raise record.fault
+                kind, text = caption.choose(record.captions, self.collection.captions, key(seed, "caption", slot))
+                data = self.index.read(record)
+                _check(record, data)
+                rng, size = key(seed, "picture", slot), self.collection.size
+                image, frame = pictures.image(data, self.collection.picture, size, rng, text)
+            except BadSample as bad:
+                digest = hashlib.sha256(data).hexdigest() if data else ""
+                faults.append(Fault(slot, record.id, bad.reason, bad.detail, digest))
+            else:
+                return Sample(image, text, record.id, kind, frame, tuple(faults))
+        last = faults[-1]
+        raise BadData(
+            f"{self.collection.path}: none of {len(faults)} samples in a row can be used; the last: {last.id}: "
+            f"{BadSample(last.reason, last.detail)}"
+        )
+
+    def captions(self) -> Iterable[str]:
+        """Give every caption of this side in every template."""
+        for row in self._rows.tolist():
+            yield from caption.spoken(self.index.record(row).captions, self.collection.captions)
+
+    def _candidates(self, seed: int, slot: int) -> Iterator[int]:
+        """The row of a slot, then those that may stand in its place."""
+        epoch, position = divmod(slot, len(self._rows))
+        yield int(self._order(seed, epoch)[position])
+        yield from key(seed, "substitute", slot).choice(self._rows, SUBSTITUTES).tolist()
+
+    def _order(self, seed: int, epoch: int) -> np.ndarray:
+        """The rows of an epoch; kept for two, since batches that are prepared ahead cross from one to the next."""
+        if (seed, epoch) not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[next(iter(self._orders))]
+            self._orders[seed, epoch] = key(seed, "order", epoch).permutation(self._rows)
+        return self._orders[seed, epoch]
+
+
+def _check(record: Record, data: bytes) -> None:
+    """Compare bytes with what was listed."""
+    if record.sha256 and hashlib.sha256(data).digest() != record.sha256:
+        raise BadSample("bytes differ from the index", "its hash is another")

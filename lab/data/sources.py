@@ -1,0 +1,31 @@
+"""From the configuration of the data to its source."""
+
+from typing import Annotated
+
+from pydantic import Discriminator, Tag
+
+from lab.data.finite import Finite
+from lab.data.index import open_index
+from lab.data.mixture import Mixture, MixtureConfig, OnePart, kind_of
+from lab.data.shapes import Shapes, ShapesConfig
+from lab.data.source import Source
+from lab.data.split import Split
+
+AnyData = Annotated[OnePart | Annotated[MixtureConfig, Tag("mixture")], Discriminator(kind_of)]
+
+
+def source(config: AnyData, split: Split = "train") -> Source:
+    """Open the data that is configured, one side of it.
+
+    Raises:
+        Refused: there is no such data, or it is not to be trusted.
+        BadData: it cannot be listed.
+        StorageFailed: its index cannot be written.
+    """
+    match config:
+        case ShapesConfig():
+            return Shapes(config, split)
+        case MixtureConfig():
+            return Mixture(config.weights, {name: source(part, split) for name, part in config.parts.items()})
+        case _:
+            return Finite(config, open_index(config), split)

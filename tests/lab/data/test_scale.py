@@ -1,0 +1,49 @@
+"""A hundred thousand rows: the first batch comes at once, and memory does not grow from epoch to epoch."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lab.data.finite import Finite
+from lab.data.folder import Folder
+from lab.data.index import open_index
+from lab.data.loader import Loader
+
+ROWS, BATCH = 100_000, 100
+
+
+def pss(processes: list[int]) -> float:
+    """Memory of processes in MB, what they share counted once."""
+    texts = (Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes)
+    return sum(int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("Pss:")) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is measured by Linux")
+def test_memory_does_not_grow_with_the_epochs(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "tiny.png")
+    rows = ({"file_name": "tiny.png", "caption": f"the picture of number {k} of many"} for k in range(ROWS))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    began = time.perf_counter()
+    config = Folder(path=str(folder), size=8, cache=str(tmp_path / "cache"))
+    source = Finite(config, open_index(config))
+    batches = Loader(source, seed=0, workers=2).batches(0, [BATCH])
+    next(batches)
+    assert time.perf_counter() - began < 5
+    epoch = source.num // BATCH
+    memory = []
+    for _ in range(3):
+        for _ in itertools.islice(batches, epoch):
+            pass
+        memory.append(pss([os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]))
+    batches.close()
+    assert memory[2] - memory[0] <= 5, memory
