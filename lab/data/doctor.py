@@ -37,6 +37,7 @@ from lab.data.split import Split
 from lab.images import to_uint8
 
 Kind = Literal["broken", "duplicate", "near", "leak", "empty", "repeated", "long", "small", "blank"]
+Count = Callable[[str], int]
 ERRORS: tuple[Kind, ...] = ("broken", "leak")  # the others are worth a look
 THUMBNAIL = 16  # pixels on a side
 NEAR = 6.0  # grey levels of 255
@@ -90,6 +91,7 @@ class Report:
         samples: how many were looked at, of each side.
         findings: what is wrong.
         lengths: tokens per caption, sorted; empty where they were not counted.
+        window: tokens that the text encoder takes.
         sizes: (n, 2) width and height of the pictures.
         captions: how many there are, and how many different ones.
     """
@@ -97,6 +99,7 @@ class Report:
     samples: Mapping[str, int]
     findings: Sequence[Finding]
     lengths: Sequence[int]
+    window: int
     sizes: np.ndarray
     captions: tuple[int, int]
 
@@ -139,7 +142,7 @@ def look_at_slots(source: Source, split: Split, seed: int, num: int) -> Iterator
 
 
 def examine(
-    seen: Iterable[Seen], size: int, count: Callable[[str], int] | None = None, window: int = 0, *, finite: bool = True
+    seen: Iterable[Seen], size: int, count: Count | None = None, window: int = 0, *, finite: bool = True
 ) -> Report:
     """Find out what is wrong.
 
@@ -170,6 +173,7 @@ def examine(
         samples={split: sum(each.split == split for each in everything) for split in ("train", "heldout")},
         findings=findings,
         lengths=sorted(lengths[text] for each in everything for text in each.captions if text in lengths),
+        window=window,
         sizes=np.array([each.size for each in good], dtype=np.int64).reshape(-1, 2),
         captions=(num, len(texts)),
     )
