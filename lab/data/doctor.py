@@ -1,0 +1,279 @@
+"""What is wrong with a data set, found before anybody trains on it.
+
+Every sample is looked at once: its bytes are decoded, its captions counted, and a thumbnail of 16 x 16 pixels is kept.
+What follows is a list of findings, each of which names the samples it is about:
+
+    broken       cannot be used: no image, cut short, no caption, ...; a run would put it into quarantine
+    duplicate    images of the same pixels
+    near         images, each of which resembles another: thumbnails less than ``NEAR`` grey levels apart (root mean
+                 square)
+    leak         duplicates or near-duplicates of which some are trained on and others held out
+    empty        a caption without a word
+    repeated     one caption of several images
+    long         a caption that the text encoder cuts
+    small        an image with fewer pixels than what it becomes
+    blank        an image of a single colour
+
+Near-duplicates are found by their distance, not by a hash that noise may turn: the lowest frequencies of the thumbnails
+span few dimensions, in which no two of them are further apart than in all, so a search there misses nothing.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lab.data import pictures
+from lab.data.caption import spoken
+from lab.data.collection import Collection
+from lab.data.index import Index
+from lab.data.source import BadSample, Source
+from lab.data.split import Split
+from lab.images import to_uint8
+
+Kind = Literal["broken", "duplicate", "near", "leak", "empty", "repeated", "long", "small", "blank"]
+Count = Callable[[str], int]
+ERRORS: tuple[Kind, ...] = ("broken", "leak")  # the others are worth a look
+THUMBNAIL = 16  # pixels on a side
+NEAR = 6.0  # grey levels of 255
+BLANK = 0.5  # grey levels of 255
+LOW = 4  # frequencies per axis that the search looks at
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or worth a look.
+
+    Attributes:
+        kind: see the module's text.
+        ids: the samples that it is about.
+        detail: what exactly.
+    """
+
+    kind: Kind
+    ids: tuple[str, ...]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a sample that was looked at.
+
+    Attributes:
+        id: of the sample.
+        split: its side.
+        captions: every text that may be spoken of it.
+        size: width and height of the original.
+        pixels: hash of the decoded picture.
+        thumbnail: (16, 16, 3) bytes.
+        fault: why it cannot be used; then the last three mean nothing.
+    """
+
+    id: str
+    split: Split
+    captions: tuple[str, ...]
+    size: tuple[int, int] = (0, 0)
+    pixels: bytes = b""
+    thumbnail: np.ndarray = field(default_factory=lambda: np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8))
+    fault: BadSample | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found.
+
+    Attributes:
+        samples: how many were looked at, of each side.
+        findings: what is wrong.
+        lengths: tokens per caption, sorted; empty where they were not counted.
+        window: tokens that the text encoder takes.
+        sizes: (n, 2) width and height of the pictures.
+        captions: how many there are, and how many different ones.
+    """
+
+    samples: Mapping[str, int]
+    findings: Sequence[Finding]
+    lengths: Sequence[int]
+    window: int
+    sizes: np.ndarray
+    captions: tuple[int, int]
+
+    def of(self, kind: Kind) -> list[Finding]:
+        """Give the findings of a kind."""
+        return [finding for finding in self.findings if finding.kind == kind]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether something would go wrong in training, or makes held-out figures worthless."""
+        return any(self.of(kind) for kind in ERRORS)
+
+
+def look(collection: Collection, index: Index) -> Iterator[Seen]:
+    """Look at every sample of a finite data set, with a progress bar."""
+    heldout = index.places < collection.split.heldout
+    ground = pictures.GROUNDS["white"]
+    for row in tqdm(range(len(index)), desc=f"looking at {collection.path}", unit="sample", disable=None):
+        record, split = index.record(row), "heldout" if heldout[row] else "train"
+        silent = ("",) if any(not text for _, text in record.captions) else ()
+        captions = (*spoken(record.captions, collection.captions), *silent)
+        try:
+            if record.fault:
+                raise record.fault
+            picture = pictures.opaque(pictures.decode(index.read(record)), ground)
+            if min(picture.size) < collection.picture.smallest:
+                raise BadSample("image too small", f"{picture.width}x{picture.height}")
+        except BadSample as bad:
+            yield Seen(record.id, split, captions, fault=bad)  # type: ignore[arg-type]
+        else:
+            yield _seen(record.id, split, captions, picture)  # type: ignore[arg-type]
+
+
+def look_at_slots(source: Source, split: Split, seed: int, num: int) -> Iterator[Seen]:
+    """Look at the first samples of a source without an end."""
+    for slot in tqdm(range(num), desc=f"looking at {num} samples, {split}", unit="sample", disable=None):
+        sample = source.sample(seed, slot)
+        levels = to_uint8(sample.image[None])[0].permute(1, 2, 0).numpy()
+        yield _seen(sample.id, split, (sample.caption,), Image.fromarray(levels))
+
+
+def examine(
+    seen: Iterable[Seen], size: int, count: Count | None = None, window: int = 0, *, finite: bool = True
+) -> Report:
+    """Find out what is wrong.
+
+    Args:
+        seen: the samples.
+        size: side in pixels of what pictures become.
+        count: tokens of a caption; ``None`` where nobody counts them.
+        window: tokens that the text encoder takes.
+        finite: whether the data has an end; where it has none, samples that resemble each other and captions that
+            come again are no findings.
+    """
+    everything = list(seen)
+    good = [each for each in everything if each.fault is None]
+    findings = [Finding("broken", (each.id,), str(each.fault)) for each in everything if each.fault is not None]
+    if finite:
+        findings += _alike(good) + _repeated(good)
+    findings += _captions(everything) + _pictures(good, size)
+    texts = {text for each in everything for text in each.captions if text}
+    lengths = {text: count(text) for text in texts} if count else {}
+    first = {text: each.id for each in reversed(everything) for text in each.captions}
+    findings += [
+        Finding("long", (first[text],), f"{length} tokens, of which {window} are heard: {text[:80]!r}")
+        for text, length in sorted(lengths.items())
+        if length > window
+    ]
+    num = sum(len(each.captions) for each in everything)
+    return Report(
+        samples={split: sum(each.split == split for each in everything) for split in ("train", "heldout")},
+        findings=findings,
+        lengths=sorted(lengths[text] for each in everything for text in each.captions if text in lengths),
+        window=window,
+        sizes=np.array([each.size for each in good], dtype=np.int64).reshape(-1, 2),
+        captions=(num, len(texts)),
+    )
+
+
+def _seen(id: str, split: Split, captions: tuple[str, ...], picture: Image.Image) -> Seen:
+    pixels = hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
+    small = picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return Seen(id, split, captions, picture.size, pixels, np.asarray(small))
+
+
+def _alike(good: Sequence[Seen]) -> list[Finding]:
+    """Duplicates, near-duplicates, and those of them that lie on both sides."""
+    same = defaultdict(list)
+    for each in good:
+        same[each.pixels].append(each)
+    groups = list(same.values())
+    findings: list[Finding] = []
+    for group in groups:
+        findings += _family("duplicate", group, "the same pixels")
+    pairs = near_pairs([group[0].thumbnail for group in groups])
+    for members in _connected(len(groups), pairs):
+        nearest = min(distance for one, _, distance in pairs if one in members)
+        family = [each for member in sorted(members) for each in groups[member]]
+        findings += _family("near", family, f"thumbnails from {nearest:.1f} grey levels apart on")
+    return findings
+
+
+def _family(kind: Kind, family: Sequence[Seen], detail: str) -> list[Finding]:
+    """The finding of images that are alike, and another one if they lie on both sides."""
+    if len(family) < 2:
+        return []
+    ids = tuple(each.id for each in family)
+    found = [Finding(kind, ids, detail)]
+    if len({each.split for each in family}) > 1:
+        heldout = ", ".join(each.id for each in family if each.split == "heldout")
+        found.append(Finding("leak", ids, f"{detail}; held out: {heldout}"))
+    return found
+
+
+def _connected(num: int, pairs: Sequence[tuple[int, int, float]]) -> list[set[int]]:
+    """Sets of two and more that pairs connect."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not pairs:
+        return []
+    ones, others, _ = zip(*pairs, strict=True)
+    _, labels = connected_components(coo_array((np.ones(len(pairs)), (ones, others)), shape=(num, num)), directed=False)
+    members = defaultdict(set)
+    for number in {*ones, *others}:
+        members[int(labels[number])].add(number)
+    return list(members.values())
+
+
+def near_pairs(thumbnails: Sequence[np.ndarray], limit: float = NEAR) -> list[tuple[int, int, float]]:
+    """Find all pairs whose root-mean-square difference is below a limit, in grey levels: (i, j, difference), i < j."""
+    from scipy.fft import dctn
+    from scipy.spatial import KDTree
+
+    if len(thumbnails) < 2:
+        return []
+    levels = np.stack(thumbnails).astype(np.float32)  # (n, 16, 16, 3)
+    low = dctn(levels, axes=(1, 2), norm="ortho")[:, :LOW, :LOW].reshape(len(levels), -1)
+    flat = levels.reshape(len(levels), -1)
+    radius = limit * flat.shape[1] ** 0.5
+    found = []
+    for one, other in KDTree(low).query_pairs(radius * (1 + 1e-6), output_type="ndarray").tolist():
+        distance = float(np.sqrt(np.mean(np.square(flat[one] - flat[other]))))
+        if distance < limit:
+            found.append((min(one, other), max(one, other), distance))
+    return sorted(found)
+
+
+def _repeated(good: Sequence[Seen]) -> list[Finding]:
+    owners = defaultdict(list)
+    for each in good:
+        for text in dict.fromkeys(each.captions):
+            if text:
+                owners[text].append(each.id)
+    return [
+        Finding("repeated", tuple(ids), f"{len(ids)} images are called {text[:80]!r}")
+        for text, ids in owners.items()
+        if len(ids) > 1
+    ]
+
+
+def _captions(everything: Sequence[Seen]) -> list[Finding]:
+    return [
+        Finding("empty", (each.id,), "a caption without a word")
+        for each in everything
+        if any(not text.strip() for text in each.captions)
+    ]
+
+
+def _pictures(good: Sequence[Seen], size: int) -> list[Finding]:
+    findings = []
+    for each in good:
+        if min(each.size) < size:
+            findings.append(Finding("small", (each.id,), f"{each.size[0]}x{each.size[1]}, enlarged to {size}"))
+        if each.thumbnail.std(axis=(0, 1)).max() < BLANK:
+            findings.append(Finding("blank", (each.id,), "one colour all over"))
+    return findings
