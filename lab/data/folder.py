@@ -71,7 +71,7 @@ def pictured(name: str, found: Mapping[str, os.stat_result]) -> Record:
         name: of the file, as some metadata says.
         found: the files of the folder.
     """
-    normal = os.path.normpath(name)
+    normal = name if name in found else os.path.normpath(name)
     if normal in found:
         return Record(name, normal, size=found[normal].st_size)
     why = "leaves the folder" if os.path.isabs(normal) or normal.startswith("..") else "is not in the folder"

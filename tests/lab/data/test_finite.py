@@ -56,6 +56,7 @@ def test_an_epoch_holds_each_sample_once_in_an_order_of_its_own(tmp_path: Path) 
     assert [len(set(epoch)) for epoch in epochs] == [num] * 3
     assert set(epochs[0]) == set(epochs[2])
     assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len(source._orders) == 2
     assert ids(source, range(num), seed=1) != epochs[0]
     assert ids(opened(tmp_path / "data"), range(num)) == epochs[0]
 
@@ -211,7 +212,7 @@ def test_a_process_of_another_kind_reads_the_same(tmp_path: Path) -> None:
     source = opened(make(tmp_path / "data"))
     source.sample(0, 0)
     sent = pickle.dumps(source)
-    assert len(sent) < 10_000
+    assert len(pickle.dumps(source.index)) < 500  # its place, not its rows
     assert pickle.loads(sent).sample(0, 7).id == source.sample(0, 7).id
 
 

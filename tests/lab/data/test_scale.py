@@ -24,25 +24,40 @@ def pss(processes: list[int]) -> float:
     return sum(int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("Pss:")) / 1024
 
 
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A folder of one picture, which as many lines of metadata describe."""
+    Image.new("L", (8, 8)).save(tmp_path / "tiny.png")
+    rows = ({"file_name": "tiny.png", "caption": f"the picture of number {k} of many"} for k in range(ROWS))
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def opened(folder: Path, cache: Path) -> Finite:
+    config = Folder(path=str(folder), size=8, cache=str(cache))
+    return Finite(config, open_index(config))
+
+
+@pytest.mark.slow
+def test_the_first_batch_comes_within_five_seconds(many: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The best of three listings, for others may be using the processors."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        Loader(opened(many, tmp_path_factory.mktemp("cache")), seed=0).batch(range(BATCH))
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 5
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is measured by Linux")
-def test_memory_does_not_grow_with_the_epochs(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    Image.new("L", (8, 8)).save(folder / "tiny.png")
-    rows = ({"file_name": "tiny.png", "caption": f"the picture of number {k} of many"} for k in range(ROWS))
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    began = time.perf_counter()
-    config = Folder(path=str(folder), size=8, cache=str(tmp_path / "cache"))
-    source = Finite(config, open_index(config))
+def test_memory_does_not_grow_with_the_epochs(many: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    source = opened(many, tmp_path_factory.mktemp("cache"))
     batches = Loader(source, seed=0, workers=2).batches(0, [BATCH])
-    next(batches)
-    assert time.perf_counter() - began < 5
-    epoch = source.num // BATCH
     memory = []
     for _ in range(3):
-        for _ in itertools.islice(batches, epoch):
+        for _ in itertools.islice(batches, source.num // BATCH):
             pass
         memory.append(pss([os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]))
     batches.close()
