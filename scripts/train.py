@@ -68,10 +68,9 @@ def main(argv: Sequence[str]) -> int:
         path = options.run or Path("runs") / asked.name
     with World.connect(asked.runtime.timeout_s) as world:
         if not world.is_first:
-            return _follow(path, world)
-        return _train(
-            path, _resume(path, asked, options.allow_change) if options.resume else _begin(path, asked), world
-        )
+            return _follow(path, world, options.allow_change)
+        experiment = _resume(path, asked, options.allow_change) if options.resume else _begin(path, asked)
+        return _train(path, experiment, world, options.allow_change)
 
 
 def _begin(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
@@ -112,7 +111,7 @@ def _resume(path: Path, asked: "DiffusionExperiment", allow: bool) -> "Diffusion
     return asked
 
 
-def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int:
+def _train(path: Path, experiment: "DiffusionExperiment", world: "World", allow: bool) -> int:
     """Be the process that writes the run, alone or with others that follow."""
     from lab.config import diff
     from lab.rundir import RunDir
@@ -135,6 +134,7 @@ def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int
         with rundir.reconfigured(experiment, diff(assemble.load(rundir.config_path, []), experiment)):
             world.from_first(READY)
             trainer = assemble.trainer(experiment, rundir, world, start)
+            trainer.takes_other_data = allow
             del start  # as large as the model
             print(assemble.describe(trainer, path))
             code = trainer.fit()
@@ -147,7 +147,7 @@ def _train(path: Path, experiment: "DiffusionExperiment", world: "World") -> int
         return code
 
 
-def _follow(path: Path, world: "World") -> int:
+def _follow(path: Path, world: "World", allow: bool) -> int:
     """Be one of the processes that help the first: read what it decided, and write nothing."""
     from lab.errors import Refused
     from lab.rundir import RunDir
@@ -160,7 +160,9 @@ def _follow(path: Path, world: "World") -> int:
     start = warm_start.read(experiment, path)
     if start is not None and start.origin != rundir.environment()["init_from"]:
         raise Refused(f"{experiment.train.init_from} got a new checkpoint meanwhile: run the same command again")
-    return assemble.trainer(experiment, rundir, world, start).fit()
+    trainer = assemble.trainer(experiment, rundir, world, start)
+    trainer.takes_other_data = allow
+    return trainer.fit()
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class Trainer:
         config: how long and how.
         facts: what every checkpoint's manifest says of its origin, beside the run's id.
         evaluators: measured on their own periods.
+        takes_other_data: whether to go on from a checkpoint of other data than this.
         quarantine: keeps account of the samples that could not be used; ``None`` where every one can.
         step: optimizer steps made so far.
         ending: when the run ends and how its rate falls; ``None`` while a budget has not decided it.
@@ -169,10 +170,10 @@ class Trainer:
                 "keep the batch (train.micro_batch is free), or start another run"
             )
         data = self.facts.get("data")
-        if saved.state.get("data", data) != data:
+        if saved.state.get("data", data) != data and not self.takes_other_data:
             raise Refused(
                 "the data is not what the checkpoint was trained on: files were changed, added or removed; put them "
-                "back, or start another run (train.init_from takes over the weights)"
+                "back, insist by --allow-change, or start another run (train.init_from takes over the weights)"
             )
         snapshot.restore(saved.tensors, self.stage.players, self.updater.optimizers, self.averages, self.stage.memory)
         self.step, self.seconds = int(saved.state["step"]), float(saved.state["seconds"])
