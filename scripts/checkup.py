@@ -92,8 +92,8 @@ def tell(report: Report, data: AnyData) -> str:
         low, middle, high = np.percentile(report.lengths, [5, 50, 95]).astype(int)
         cut = len(report.of("long"))
         lines.append(
-            f"Tokens of a caption: {middle} in the middle, {low} to {high} for nine of ten, at most {report.lengths[-1]}; "
-            f"the text encoder hears {report.window} and cuts {cut:,} captions."
+            f"Tokens of a caption: {middle} in the middle, {low} to {high} for nine of ten, at most {report.lengths[-1]}. "
+            f"The text encoder hears {report.window} and cuts {cut:,} captions."
         )
     if len(report.sizes):
         sides = report.sizes.min(axis=1)

@@ -70,6 +70,7 @@ class Trainer:
     config: TrainConfig
     facts: Mapping[str, Any] = field(default_factory=dict)
     evaluators: Sequence[Evaluator] = ()
+    takes_other_data: bool = False
     quarantine: Quarantine | None = None
     step: int = 0
     seconds: float = 0.0
