@@ -11,7 +11,7 @@ from lab.runtime import RuntimeConfig
 from lab.text.clip import ClipConfig
 from lab.training.config import TrainConfig
 
-StageConfig = TypeVar("StageConfig", bound=Config)
+StageConfig = TypeVar("StageConfig", bound=Config, covariant=True)
 
 FREE = ("name", "runtime", "evaluate", "stage.sampling", "train")  # what may change between two halves of a run ...
 BOUND = ("train.batch", "train.ema", "train.init_from")  # ... except these, which the state of a run depends on
