@@ -57,6 +57,8 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
         factor, keys = Pixels().factor * config.unet.factor, "stage.unet.patch, doubled by every level below the first"
     else:
         factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
+        if config.loss.equivariance:
+            factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
     if experiment.data.size % factor:
         raise Refused(
             f"{path}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "

@@ -29,7 +29,7 @@ class CriticConfig(Config):
 
     Attributes:
         width: channels of its first layer, doubled by every other up to eightfold.
-        depth: strided convolutions; a patch is about 2^(depth + 2) + 2^(depth + 1) pixels wide.
+        depth: strided convolutions; a patch is 9 2^depth - 2 pixels wide.
         start_step: before it neither player hears of the other.
         weight: of its voice in the autoencoder's loss.
         adaptive: whether ``weight`` counts relative to the reconstruction: the voice is scaled so that at weight 1 its
