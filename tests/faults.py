@@ -43,9 +43,9 @@ def signal_at(place: str, nth: int, number: int) -> None:
     """Send this process a signal at the nth passing of a place.
 
     Args:
-        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch of each player; "sample", by each one in the
-            process that loads it; "forward", by each pass of the network; or "fsync", by each file before it is
-            renamed into its place, and by its folder afterwards.
+        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch of each player; "sample", by each
+            one in the process that loads it; "forward", by each pass of the network; or "fsync", by each file before it
+            is renamed into its place, and by its folder afterwards.
         nth: counted from 1.
         number: of the signal.
     """
