@@ -14,7 +14,7 @@ from lab.text.clip import ClipConfig
 from lab.text.selection import AnyText
 from lab.training.config import TrainConfig
 
-StageConfig = TypeVar("StageConfig", bound=Config)
+StageConfig = TypeVar("StageConfig", bound=Config, covariant=True)
 
 # What may change between two halves of a run, except what its state depends on. So may the place of data and of frozen
 # weights: both must be the same there.

@@ -9,7 +9,7 @@ here.
 """
 
 import math
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+NormKind = Literal["group", "position"]
 
 GROUP_WIDTH = 16  # channels that share one mean and variance in a group norm
 QUERY_GAIN = 3.0  # of the places that cross-attention queries hear: they start at deviation 1.2, what is there at 1
@@ -137,6 +138,24 @@ class PlaceEmbedding(nn.Module):
         return rearrange(self.gain * features, "h w d -> 1 d h w")
 
 
+class PositionNorm(nn.Module):
+    """Bring the channels of every position to mean 0 and variance 1: no position hears of another."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (b, c, h, w) over c."""
+        normalised: Tensor = rearrange(self.norm(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+        return normalised
+
+
+def normalisation(kind: NormKind, width: int) -> nn.Module:
+    """Give the norm of a feature map: over all positions and a group of channels, or position by position."""
+    return nn.GroupNorm(max(width // GROUP_WIDTH, 1), width) if kind == "group" else PositionNorm(width)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a per-channel scale and shift (FiLM) from an embedding.
 
@@ -144,14 +163,17 @@ class ResidualBlock(nn.Module):
         inputs, outputs: channels.
         embedding: width of the conditioning vector; 0 for none.
         dropout: probability before the second convolution.
+        norm: before each convolution.
     """
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int = 0, dropout: float = 0.0, norm: NormKind = "group"
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(max(inputs // GROUP_WIDTH, 1), inputs)
+        self.norm1 = normalisation(norm, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.film = zero_init(nn.Linear(embedding, 2 * outputs)) if embedding else None
-        self.norm2 = nn.GroupNorm(max(outputs // GROUP_WIDTH, 1), outputs)
+        self.norm2 = normalisation(norm, outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()

@@ -99,16 +99,16 @@ class World:
         """Put what every process says of its share of a step's samples together, in the order of the samples.
 
         Args:
-            values: (n,), of this process's n samples.
+            values: (n, ...), of this process's n samples.
             batch: samples of all.
 
         Returns:
-            (batch,), the same on every process.
+            (batch, ...), the same on every process.
         """
         if self.size == 1:
             return values
         counts = [len(self.share(batch, rank)) for rank in range(self.size)]
-        padded = values.new_zeros(max(counts))
+        padded = values.new_zeros((max(counts), *values.shape[1:]))
         padded[: len(values)] = values
         parts = [torch.empty_like(padded) for _ in counts]
         with self._exchanging():

@@ -7,9 +7,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,40 +26,67 @@ from lab.data.source import Source
 from lab.data.sources import source
 from lab.errors import BadData, Refused
 from lab.evaluation.prompt_accuracy import accuracy
-from lab.experiment import Experiment
+from lab.experiment import EvaluateConfig, Experiment
 from lab.images import from_uint8, to_uint8
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.storage import write_whole
 from lab.text import selection
 from lab.training import checkpoint, snapshot
+from lab.training.observer import Evaluator
 from lab.training.quarantine import Quarantine
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
+from vae import perceptual
 from vae.codec import Pixels
+from vae.stage import AutoencoderStage, VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
+VaeExperiment = Experiment[VaeConfig]
+AnyExperiment = Experiment[Annotated[DiffusionConfig | VaeConfig, Field(discriminator="kind")]]
+Asked = TypeVar("Asked", bound=AnyExperiment)
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
 
 
-def load(path: Path, overrides: Sequence[str]) -> DiffusionExperiment:
+def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     """Read an experiment from a preset or a run's own configuration.
 
     Raises:
         Refused: a mistake in it, or the network does not fit the size of the images.
     """
-    experiment = configuration.load(path, overrides, DiffusionExperiment)
-    factor = Pixels().factor * experiment.stage.unet.factor
+    experiment = configuration.load(path, overrides, AnyExperiment)
+    config = experiment.stage
+    if isinstance(config, DiffusionConfig):
+        factor, keys = Pixels().factor * config.unet.factor, "stage.unet.patch, doubled by every level below the first"
+    else:
+        factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
+        if config.loss.equivariance:
+            factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
     if experiment.data.size % factor:
         raise Refused(
             f"{path}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "
-            "(stage.unet.patch, doubled by every level below the first): change one of them"
+            f"({keys}): change one of them"
         )
+    if isinstance(config, VaeConfig) and experiment.evaluate.every_steps:
+        raise Refused(f"{path}: an autoencoder obeys no prompts: set evaluate.every_steps=0")
     return experiment
 
 
-def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = None) -> DiffusionExperiment:
+def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
+    """Give an experiment as one that trains a diffusion model.
+
+    Raises:
+        Refused: it trains an autoencoder.
+    """
+    if not isinstance(experiment.stage, DiffusionConfig):
+        raise Refused(
+            f"{path} trains an autoencoder, which draws nothing from prompts: name a run of a diffusion model"
+        )
+    return cast(DiffusionExperiment, experiment)
+
+
+def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
     """Fill in what is found out once per run: precision, layout, and what the text encoder needs to know.
 
     Args:
@@ -83,17 +111,26 @@ def complete(asked: DiffusionExperiment, known: DiffusionExperiment | None = Non
     return asked.model_copy(update={"runtime": runtime, "text": text})
 
 
-def stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
+def stage(experiment: AnyExperiment, runtime: Runtime) -> DiffusionStage | AutoencoderStage:
     """Build the stage of a completed experiment, with fresh weights."""
+    config = experiment.stage
+    if isinstance(config, DiffusionConfig):
+        return diffusion_stage(cast(DiffusionExperiment, experiment), runtime)
+    wanted = config.loss.perceptual
+    network = runtime.place(perceptual.build(wanted)) if wanted else None
+    loader = Loader(source(experiment.data), experiment.seed)
+    return AutoencoderStage(config, experiment.seed, network, lambda num: loader.batch(range(num)).images, runtime)
+
+
+def diffusion_stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
+    """Build the stage of a completed experiment that trains a diffusion model, with fresh weights."""
     codec, config = Pixels(), experiment.stage
     return DiffusionStage(
         config, build(config, experiment.text, codec, experiment.seed, runtime), codec, experiment.data.size, runtime
     )
 
 
-def trainer(
-    experiment: DiffusionExperiment, rundir: RunDir, world: World = ALONE, start: "Saved | None" = None
-) -> Trainer:
+def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, start: "Saved | None" = None) -> Trainer:
     """Build the trainer of a completed experiment in its run directory, which the first process has opened.
 
     Args:
@@ -125,12 +162,12 @@ def trainer(
             **{k: v for k, v in environment["processes"][-1].items() if k in ("commit", "dirty", "packages")},
             **{k: v for k, v in environment.items() if k == "init_from"},
         },
-        evaluators=[PromptAccuracy(experiment, made)] if experiment.evaluate.every_steps else [],
+        evaluators=_evaluators(experiment, made),
         quarantine=_quarantine(experiment, rundir, data),
     )
 
 
-def _quarantine(experiment: DiffusionExperiment, rundir: RunDir, data: Source) -> Quarantine | None:
+def _quarantine(experiment: AnyExperiment, rundir: RunDir, data: Source) -> Quarantine | None:
     """What keeps account of bad samples, where there can be any."""
     if isinstance(experiment.data, ShapesConfig):
         return None
@@ -151,6 +188,13 @@ def world_of(experiment: DiffusionExperiment) -> ShapesConfig:
     return experiment.data
 
 
+def _evaluators(experiment: AnyExperiment, made: DiffusionStage | AutoencoderStage) -> list[Evaluator]:
+    """What is measured while a run trains."""
+    if not isinstance(made, DiffusionStage) or not experiment.evaluate.every_steps:
+        return []
+    return [PromptAccuracy(experiment.evaluate, made)]
+
+
 def describe(trainer: Trainer, path: Path) -> str:
     """Say in one line what is about to be trained."""
     sizes = ", ".join(
@@ -169,14 +213,14 @@ class PromptAccuracy:
     """The share of prompts that the averaged model obeys, on fixed prompts and noise.
 
     Args:
-        experiment: says how many prompts of which kinds, and how often.
+        config: how many prompts of which kinds, and how often.
         stage: draws the images.
     """
 
-    def __init__(self, experiment: DiffusionExperiment, stage: DiffusionStage) -> None:
-        self.every_steps = experiment.evaluate.every_steps
+    def __init__(self, config: EvaluateConfig, stage: DiffusionStage) -> None:
+        self.every_steps = config.every_steps
         self.stage = stage
-        self.prompts = {kind: prompts(kind, experiment.evaluate.num, seed=1) for kind in experiment.evaluate.kinds}
+        self.prompts = {kind: prompts(kind, config.num, seed=1) for kind in config.kinds}
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """Give accuracy/<kind> and its attributes."""
@@ -199,7 +243,7 @@ class Saved:
     """
 
     weights: Mapping[str, Tensor]
-    experiment: DiffusionExperiment
+    experiment: AnyExperiment
     run: RunDir
     origin: Mapping[str, str]
     state: Mapping[str, Any]
@@ -272,13 +316,14 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         BadData: every checkpoint is broken.
     """
     found = saved(path, checkpoint_name, weights)
-    runtime = runtimes.start(found.experiment.runtime)
-    made = stage(found.experiment, runtime)
+    experiment = diffusion(found.experiment, path)
+    runtime = runtimes.start(experiment.runtime)
+    made = diffusion_stage(experiment, runtime)
     if problems := snapshot.misfits(found.weights, made.players):
         raise Refused(f"{path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
     snapshot.fill(made.players, found.weights)
     model = runtime.place(made.players["model"]).eval()
-    return Trained(made.pipeline(model), found.experiment, found.run, found.origin, found.state)
+    return Trained(made.pipeline(model), experiment, found.run, found.origin, found.state)
 
 
 def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:

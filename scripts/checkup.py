@@ -27,7 +27,7 @@ from lab.images import grid
 from lab.storage import write_whole
 from lab.text import selection
 from lab.text.encoder import TextEncoder
-from scripts.assemble import DiffusionExperiment
+from scripts.assemble import AnyExperiment
 
 TOLD = 10  # findings of each kind that are written out in report.md
 SHOWN = 4  # findings of each kind on the sheet
@@ -51,7 +51,7 @@ def parts_of(data: AnyData) -> dict[str, AnyData]:
     return dict(data.parts) if isinstance(data, MixtureConfig) else {data.kind: data}
 
 
-def encoder(experiment: DiffusionExperiment) -> TextEncoder:
+def encoder(experiment: AnyExperiment) -> TextEncoder:
     """Build the text encoder of an experiment, with fresh weights where it is one that a run would train.
 
     Raises:

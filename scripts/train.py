@@ -27,7 +27,7 @@ from scripts.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from lab.world import World
-    from scripts.assemble import DiffusionExperiment
+    from scripts.assemble import AnyExperiment
 
 READY, FINISHED = 1, 2  # what the first process tells the others of a run
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         return _train(path, experiment, world, options.allow_change)
 
 
-def _begin(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
+def _begin(path: Path, asked: "AnyExperiment") -> "AnyExperiment":
     """The experiment of a new run, or of the one of the very same configuration."""
     from lab.config import diff
     from lab.errors import Refused
@@ -92,7 +92,7 @@ def _begin(path: Path, asked: "DiffusionExperiment") -> "DiffusionExperiment":
     return known
 
 
-def _resume(path: Path, asked: "DiffusionExperiment", allow: bool) -> "DiffusionExperiment":
+def _resume(path: Path, asked: "AnyExperiment", allow: bool) -> "AnyExperiment":
     """The experiment of a run with its own configuration, except for what may change on the way or is allowed to."""
     from lab.errors import Refused
     from lab.experiment import identity_changes
@@ -111,7 +111,7 @@ def _resume(path: Path, asked: "DiffusionExperiment", allow: bool) -> "Diffusion
     return asked
 
 
-def _train(path: Path, experiment: "DiffusionExperiment", world: "World", allow: bool) -> int:
+def _train(path: Path, experiment: "AnyExperiment", world: "World", allow: bool) -> int:
     """Be the process that writes the run, alone or with others that follow."""
     from lab.config import diff
     from lab.rundir import RunDir

@@ -12,10 +12,10 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.text import selection
 from lab.training import snapshot
-from scripts.assemble import DiffusionExperiment, Saved, saved, stage
+from scripts.assemble import AnyExperiment, Saved, saved, stage
 
 
-def read(experiment: DiffusionExperiment, path: Path) -> Saved | None:
+def read(experiment: AnyExperiment, path: Path) -> Saved | None:
     """Read the weights that a run begins with, and make sure that they fit.
 
     Args:
@@ -49,7 +49,7 @@ def read(experiment: DiffusionExperiment, path: Path) -> Saved | None:
     return found
 
 
-def _misfits(found: Saved, experiment: DiffusionExperiment) -> list[str]:
+def _misfits(found: Saved, experiment: AnyExperiment) -> list[str]:
     """What differs between weights and the model of an experiment: words, names and shapes."""
     with torch.device("meta"):  # names and shapes without the numbers
         players = stage(experiment, Runtime(torch.device("cpu"))).players

@@ -34,6 +34,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
+TINY_VAE = ROOT / "tests" / "tiny_vae.yaml"
 GRACE_S = 5.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -42,9 +43,9 @@ def signal_at(place: str, nth: int, number: int) -> None:
     """Send this process a signal at the nth passing of a place.
 
     Args:
-        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch; "sample", by each one in the
-            process that loads it; "forward", by each pass of the network; or "fsync", by each file before it is
-            renamed into its place, and by its folder afterwards.
+        place: a failpoint of ``checkpoint.save``; "loss", passed by each micro-batch of each player; "sample", by each
+            one in the process that loads it; "forward", by each pass of the network; or "fsync", by each file before it
+            is renamed into its place, and by its folder afterwards.
         nth: counted from 1.
         number: of the signal.
     """
@@ -196,7 +197,8 @@ def in_double() -> None:
 
     def double_stage(*given: Any) -> Any:
         made = stage(*given)
-        made.players["model"].double()
+        for player in made.players.values():
+            player.double()
         return made
 
     def double_batch(self: Loader, items: Any) -> Any:
@@ -231,20 +233,29 @@ def at(place: str, nth: int, act: Callable[[], None]) -> None:
     from diffusion.unet import UNet
     from lab.data.shapes import Shapes
     from lab.training import checkpoint
+    from vae.stage import AutoencoderStage
 
     calls = Counter(nth)
-    methods: dict[str, Any] = {"loss": DiffusionStage, "sample": Shapes, "forward": UNet, "fsync": os}
-    if place not in methods:
+    owners: dict[str, tuple[Any, ...]] = {
+        "loss": (DiffusionStage, AutoencoderStage),
+        "sample": (Shapes,),
+        "forward": (UNet,),
+        "fsync": (os,),
+    }
+    if place not in owners:
         checkpoint.failpoint = lambda name: act() if name == place and calls.due() else None
         return
-    honest = getattr(methods[place], place)
 
-    def watched(*arguments: Any) -> Any:
-        if calls.due():
-            act()
-        return honest(*arguments)
+    def watch(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            if calls.due():
+                act()
+            return honest(*arguments)
 
-    setattr(methods[place], place, watched)
+        return watched
+
+    for owner in owners[place]:
+        setattr(owner, place, watch(getattr(owner, place)))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ class Stage(Protocol):
     memory: Mapping[str, Tensor]
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Give one loss per sample (b,) for a player, and per-sample metrics (b,) to be averaged.
+        """Give one loss per sample (b,) for a player, and per-sample metrics: (b,) to be averaged, (b, ...) to be kept.
 
         Everything random is a function of the batch's slots, and a sample's loss does not depend on the others in the
-        batch.
+        batch. Losses without a gradient let the player rest: neither its weights nor its moments change.
         """
         ...
 
@@ -34,8 +34,8 @@ class Stage(Protocol):
         """Take note of a step that was made.
 
         Args:
-            samples: the losses and metrics of all its samples (batch,), in the order of the slots: of the model by
-                their own names, of the player P as "P/...".
+            samples: the losses (batch,) and metrics (batch, ...) of all its samples, in the order of the slots: of the
+                model by their own names, of the player P as "P/...".
         """
         ...
 

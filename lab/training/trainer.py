@@ -263,7 +263,8 @@ class Trainer:
                 raise NonFinite(f"{error}. {self._save_last_good(is_boundary=not samples)}") from error
             all_made &= update.made
             samples |= {prefix + metric: values for metric, values in update.samples.items()}
-            figures |= {prefix + metric: values.sum() / self.config.batch for metric, values in update.samples.items()}
+            numbers = {metric: values for metric, values in update.samples.items() if values.ndim == 1}
+            figures |= {prefix + metric: values.sum() / self.config.batch for metric, values in numbers.items()}
             figures[prefix + "gradient_norm"] = update.gradient_norm
             figures[prefix + "learning_rate"] = torch.tensor(factor * self.config.optimizer.rate)
         self.step += 1

@@ -38,7 +38,7 @@ class Update:
     """What came of an update.
 
     Attributes:
-        samples: loss and metrics of each of the step's samples (batch,), by name.
+        samples: loss (batch,) and metrics (batch, ...) of each of the step's samples, by name.
         gradient_norm: before clipping.
         made: whether the weights were changed; ``False`` where it was skipped.
     """
@@ -171,7 +171,8 @@ class Updater:
             seed_torch(batch.seed, f"dropout/{name}", batch.slots[0])
             with self._runtime.autocast():
                 losses, metrics = self.stage.loss(name, batch)
-            (losses.sum() * (scale / self._config.batch)).backward()
+            if losses.requires_grad:  # or the player rests in this step
+                (losses.sum() * (scale / self._config.batch)).backward()
             for metric, values in {"loss": losses, **metrics}.items():
                 parts[metric].append(values.detach())
         return {metric: torch.cat(values) for metric, values in parts.items()}

@@ -90,7 +90,8 @@ def benchmark(options: argparse.Namespace) -> int:
     rare = [f"train.log_every={options.steps}", f"train.checkpoint_every={10 * options.steps * (options.repeats + 1)}"]
     for micro_batch in options.micro_batches:
         words = [*overrides, *quiet, *rare, f"train.micro_batch={micro_batch}"]
-        experiment = assemble.complete(assemble.load(Path(presets[0]), words))
+        preset = Path(presets[0])
+        experiment = assemble.complete(assemble.diffusion(assemble.load(preset, words), preset))
         with tempfile.TemporaryDirectory() as folder:
             times = measure(experiment, Path(folder), options.steps, options.repeats)
         bare, trainer = median(times.bare), median(times.trainer)

@@ -18,9 +18,9 @@ def subject(options: argparse.Namespace) -> tuple[Pipeline, DiffusionExperiment]
     if options.run is not None:
         trained = assemble.trained(options.run)
         return trained.pipeline, trained.experiment
-    experiment = assemble.complete(assemble.load(options.preset, []))
+    experiment = assemble.complete(assemble.diffusion(assemble.load(options.preset, []), options.preset))
     runtime = runtimes.start(experiment.runtime)
-    stage = assemble.stage(experiment, runtime)
+    stage = assemble.diffusion_stage(experiment, runtime)
     model = runtime.place(stage.players["model"]).eval()
     with torch.no_grad(), seeded(experiment.seed, "benchmark"):
         for parameter in model.parameters():

@@ -109,12 +109,13 @@ def benchmark(options: argparse.Namespace) -> int:
     overrides = [word for word in options.words if "=" in word]
     quiet = ["train.preview_every=0", "evaluate.every_steps=0", "train.log_every=1"]
     far = f"train.checkpoint_every={(options.steps + 1) * (options.repeats + 1)}"
-    experiment = assemble.complete(assemble.load(Path(presets[0]), [*overrides, *quiet, far]))
+    preset = Path(presets[0])
+    experiment = assemble.complete(assemble.diffusion(assemble.load(preset, [*overrides, *quiet, far]), preset))
     with tempfile.TemporaryDirectory() as folder:
         speeds, shares = measure(experiment, Path(folder), options.steps, options.repeats)
     loader, kept = median(speeds["loader"]), median(speeds["kept"])
     runtime, threads = experiment.runtime, torch.get_num_threads()
-    print(f"{presets[0]}: batch {experiment.train.batch}, {runtime.precision}, {threads} threads")
+    print(f"{preset}: batch {experiment.train.batch}, {runtime.precision}, {threads} threads")
     print(
         f"images per second: loader {loader:.1f}, one batch in memory {kept:.1f}; ratio {loader / kept:.3f}; ", end=""
     )

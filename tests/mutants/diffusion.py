@@ -151,9 +151,9 @@ MUTANTS = (
         12,
         "a trained run is sampled with the default schedule",
         "scripts/assemble.py",
-        "    made = stage(found.experiment, runtime)\n",
-        "    default = DiffusionConfig(unet=found.experiment.stage.unet)\n"
-        '    made = stage(found.experiment.model_copy(update={"stage": default}), runtime)\n',
+        "    made = diffusion_stage(experiment, runtime)\n",
+        "    default = DiffusionConfig(unet=experiment.stage.unet)\n"
+        '    made = diffusion_stage(experiment.model_copy(update={"stage": default}), runtime)\n',
         "tests/scripts/test_sample.py::test_a_run_is_drawn_as_it_was_trained",
     ),
     Mutant(
