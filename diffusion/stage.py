@@ -25,7 +25,8 @@ from lab.runtime import CPU, Runtime
 from lab.text import selection
 from lab.text.encoder import placed
 from lab.text.selection import AnyText
-from vae.codec import Codec, latents
+from vae.codec import Codec, PixelsConfig, latents
+from vae.latent import AnyCodec
 
 log = logging.getLogger(__name__)
 SIGNAL_REFUSED = 0.075  # alpha(1), for a walk that starts from pure noise; DDPM's linear table of 500 steps has 0.080
@@ -36,6 +37,7 @@ class DiffusionConfig(Config):
     """A text-to-image diffusion model and how it is trained.
 
     Attributes:
+        codec: what diffusion works on: pixels, or the latents of an autoencoder.
         unet: the network.
         schedule: how much noise at which time.
         parameterization: what the network predicts.
@@ -46,6 +48,7 @@ class DiffusionConfig(Config):
     """
 
     kind: Literal["diffusion"] = "diffusion"
+    codec: AnyCodec = PixelsConfig()
     unet: UNetConfig = UNetConfig()
     schedule: AnySchedule = Cosine()
     parameterization: AnyParameterization = V()

@@ -16,9 +16,9 @@ from lab.training.config import TrainConfig
 
 StageConfig = TypeVar("StageConfig", bound=Config, covariant=True)
 
-# What may change between two halves of a run, except what its state depends on. So may the place of data and of frozen
-# weights: both must be the same there.
-FREE = ("name", "runtime", "evaluate", "stage.sampling", "train", "text.cache", "text.pretrained")
+# What may change between two halves of a run, except what its state depends on. So may the place of data, of frozen
+# weights and of an autoencoder: each must be the same there.
+FREE = ("name", "runtime", "evaluate", "stage.sampling", "train", "text.cache", "text.pretrained", "stage.codec.run")
 PLACES = re.compile(r"data\.(parts\.[^.]+\.)?(path|folder|cache|max_bad)")
 BOUND = ("train.batch", "train.ema", "train.init_from")
 

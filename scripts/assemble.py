@@ -38,8 +38,10 @@ from lab.training.quarantine import Quarantine
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
+from scripts import latent
 from vae import perceptual
-from vae.codec import Pixels
+from vae.codec import Codec, Pixels
+from vae.latent import AnyCodec, Latents, LatentsConfig, Origin
 from vae.stage import AutoencoderStage, VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
@@ -58,7 +60,9 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     experiment = configuration.load(path, overrides, AnyExperiment)
     config = experiment.stage
     if isinstance(config, DiffusionConfig):
-        factor, keys = Pixels().factor * config.unet.factor, "stage.unet.patch, doubled by every level below the first"
+        factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
+        if isinstance(config.codec, LatentsConfig):
+            factor, keys = factor * _factor(config.codec), f"{keys}, times the autoencoder's factor"
     else:
         factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
         if config.loss.equivariance:
@@ -71,6 +75,14 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     if isinstance(config, VaeConfig) and experiment.evaluate.every_steps:
         raise Refused(f"{path}: an autoencoder obeys no prompts: set evaluate.every_steps=0")
     return experiment
+
+
+def _factor(config: LatentsConfig) -> int:
+    """What the autoencoder divides the sides of images by, as was found when the run started, or is found now."""
+    if config.origin is not None:
+        return config.origin.factor
+    path = Path(config.run)
+    return latent.shape(load(RunDir.view(path).config_path, []), path).autoencoder.factor
 
 
 def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
@@ -108,7 +120,39 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
         runtime = runtimes.resolve(asked.runtime)
     before = known.text if known else None
     text = selection.complete(asked.text, before, lambda: source(asked.data).captions(), asked.runtime.allow_download)
-    return asked.model_copy(update={"runtime": runtime, "text": text})
+    return asked.model_copy(update={"runtime": runtime, "text": text, "stage": _completed(asked, known)})
+
+
+def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> DiffusionConfig | VaeConfig:
+    """The stage; of a latent one with the autoencoder that was found, and the scale of its latents."""
+    config = asked.stage
+    if not isinstance(config, DiffusionConfig) or not isinstance(config.codec, LatentsConfig) or config.codec.origin:
+        return config
+    before = known.stage.codec if known and isinstance(known.stage, DiffusionConfig) else None
+    if isinstance(before, LatentsConfig):
+        facts = {"origin": before.origin, "statistics": before.statistics}
+    else:
+        found = saved(Path(config.codec.run), None, config.codec.weights)
+        scale = latent.statistics(found, runtimes.start(found.experiment.runtime))
+        facts = {"origin": Origin(**found.origin, factor=_factor(config.codec)), "statistics": scale}
+    return config.model_copy(update={"codec": config.codec.model_copy(update=facts)})
+
+
+def codec(config: AnyCodec, runtime: Runtime) -> Codec:
+    """Build the codec of a completed experiment.
+
+    Raises:
+        Refused: the autoencoder, or the checkpoint of it that this run was begun with, is not there.
+    """
+    if not isinstance(config, LatentsConfig):
+        return Pixels()
+    assert config.origin is not None, "the autoencoder is found before the codec is built"
+    assert config.statistics is not None
+    path, origin = Path(config.run), config.origin
+    found = saved(path, origin.checkpoint, origin.weights)
+    if found.origin["run"] != origin.run:
+        raise Refused(f"{path} is run {found.origin['run']}, but these latents are of run {origin.run}")
+    return Latents(latent.build(found, runtime), config.statistics, config.tile)
 
 
 def stage(experiment: AnyExperiment, runtime: Runtime) -> DiffusionStage | AutoencoderStage:
@@ -124,10 +168,10 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> DiffusionStage | Autoe
 
 def diffusion_stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
     """Build the stage of a completed experiment that trains a diffusion model, with fresh weights."""
-    codec, config = Pixels(), experiment.stage
-    return DiffusionStage(
-        config, build(config, experiment.text, codec, experiment.seed, runtime), codec, experiment.data.size, runtime
-    )
+    config = experiment.stage
+    made = codec(config.codec, runtime)
+    model = build(config, experiment.text, made, experiment.seed, runtime)
+    return DiffusionStage(config, model, made, experiment.data.size, runtime)
 
 
 def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, start: "Saved | None" = None) -> Trainer:
@@ -273,7 +317,7 @@ def saved(path: Path, checkpoint_name: str | None = None, weights: str = "ema") 
 
     Args:
         path: the run's directory.
-        checkpoint_name: of a folder, such as ``step-00001000``.
+        checkpoint_name: of a folder, such as ``step-00001000``, or the hash of its tensors, which recipes hold.
         weights: of the model: "ema" for its first average, a name such as "ema_0.100" for another or for one that
             scripts/average.py made, or "raw".
 
@@ -297,6 +341,8 @@ def saved(path: Path, checkpoint_name: str | None = None, weights: str = "ema") 
             folder = checkpoint.best(root, run.run_id, experiment.train.keep_best)
         case _:
             folder = root / checkpoint_name
+            if not folder.is_dir():
+                folder = next((f for f in root.glob("step-*") if checkpoint.identity(f) == checkpoint_name), None)
     if folder is None or not folder.is_dir():
         have = ", ".join(sorted(f.name for f in root.glob("step-*"))) or "none yet"
         wanted = f"no checkpoint {checkpoint_name}" if checkpoint_name else "no checkpoint"

@@ -4,10 +4,14 @@
     python scripts/prepare.py configs/emoji64.yaml data.path=/my/art    # any setting can be given, as to train.py
     python scripts/prepare.py doctor configs/emoji64.yaml               # only look, and write the report
     python scripts/prepare.py doctor configs/shapes.yaml --num 500      # a world without an end: its first samples
+    python scripts/prepare.py standardise runs/vae                      # the scale of an autoencoder's latents
 
 The report goes to --out (default data/doctor/<name of the preset>): report.md to read, findings.jsonl with one line per
 finding, sheet.png with the pictures of the findings. Nothing of the data is changed: broken samples are left out by
 every run, which lists them in its quarantine.jsonl; the others are yours to judge.
+
+A latent run (stage.codec.kind=autoencoder) measures the scale of the latents itself where it is not in the
+autoencoder's run yet.
 """
 
 import argparse
@@ -25,17 +29,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="[doctor] PRESET key=value",
+        metavar="[doctor] PRESET key=value | standardise RUN",
         help="what to do (everything, or only the doctor's part), a preset such as configs/emoji64.yaml, settings",
     )
     parser.add_argument("--out", type=Path, help="folder of the doctor's report (default data/doctor/<name>)")
     parser.add_argument("--num", type=int, default=1000, help="samples of each side of a world without an end")
     options = parser.parse_intermixed_args(argv)
-    only_look = options.words[0] == "doctor"
-    words = options.words[only_look:]
+    what = options.words[0] if options.words[0] in ("doctor", "standardise") else "everything"
+    words = options.words[what != "everything" :]
     presets = [word for word in words if "=" not in word]
     if len(presets) != 1:
-        parser.error("name one preset, such as configs/emoji64.yaml")
+        parser.error("name one preset, such as configs/emoji64.yaml, or after standardise one run")
+    if what == "standardise":
+        return _standardise(Path(presets[0]))
     from scripts import assemble, checkup
 
     experiment = assemble.load(Path(presets[0]), [word for word in words if "=" in word])
@@ -44,8 +50,21 @@ def main(argv: Sequence[str]) -> int:
     for name, data in parts.items():
         report = checkup.examine(data, options.num, encoder)
         print(checkup.write(report, data, out / name if len(parts) > 1 else out))
-    if not only_look:
+    if what == "everything":
         print(checkup.fill(experiment.data, encoder))
+    return 0
+
+
+def _standardise(path: Path) -> int:
+    """Measure the scale of an autoencoder's latents, keep it in the run and show it."""
+    from lab import runtime as runtimes
+    from scripts import assemble, latent
+
+    found = assemble.saved(path)
+    scale = latent.statistics(found, runtimes.start(found.experiment.runtime))
+    print(f"{path}: latents of {scale.num:,} images")
+    for channel, (mean, std) in enumerate(zip(scale.mean, scale.std, strict=True)):
+        print(f"channel {channel}: mean {mean:+.4f}, standard deviation {std:.4f}")
     return 0
 
 

@@ -1,10 +1,11 @@
 """What diffusion works on: pixels, or the latents of an autoencoder, behind one contract."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from lab.config import Config
 from lab.data.loader import Batch
 from lab.randomness import normal
 
@@ -27,6 +28,12 @@ class Codec(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents to (b, 3, H, W); not clamped."""
         ...
+
+
+class PixelsConfig(Config):
+    """Diffusion on the pixels themselves."""
+
+    kind: Literal["pixels"] = "pixels"
 
 
 class Pixels:

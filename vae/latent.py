@@ -5,10 +5,11 @@ no constant stands in for them.
 """
 
 from collections.abc import Iterable
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lab.config import Config
@@ -16,7 +17,7 @@ from lab.data.loader import Batch
 from lab.errors import Refused
 from lab.runtime import Runtime
 from vae.autoencoder import Autoencoder
-from vae.codec import Codec, latents
+from vae.codec import Codec, PixelsConfig, latents
 from vae.tiling import Tiling
 
 
@@ -37,6 +38,44 @@ class Statistics(Config):
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError(f"std is to be as long as mean and positive, got {self.mean} and {self.std}")
         return self
+
+
+class Origin(Config):
+    """Which weights of which autoencoder.
+
+    Attributes:
+        run: id of its run.
+        checkpoint: hash of its tensors.
+        weights: "ema", "raw" or the name of another average.
+        factor: image side / latent side.
+    """
+
+    run: str
+    checkpoint: str
+    weights: str
+    factor: int
+
+
+class LatentsConfig(Config):
+    """Diffusion on the latents of an autoencoder that a run has trained.
+
+    Attributes:
+        run: the directory of that run; it may be moved, and trained further if the checkpoint is kept.
+        weights: which of its weights, as of ``scripts/sample.py --weights``.
+        tile: side in pixels of the tiles that are decoded one by one; 0 decodes the whole at once.
+        origin: what was found there when the run started, filled in then.
+        statistics: of the latents, filled in then.
+    """
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    run: str = Field(min_length=1)
+    weights: str = "ema"
+    tile: int = Field(0, ge=0)
+    origin: Origin | None = None
+    statistics: Statistics | None = None
+
+
+AnyCodec = Annotated[PixelsConfig | LatentsConfig, Field(discriminator="kind")]
 
 
 class Latents:
