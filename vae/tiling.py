@@ -50,7 +50,7 @@ class Tiling:
         return images
 
     def _spans(self, length: int, factor: int) -> Iterator[tuple[slice, Tensor]]:
-        """Give the tiles along one side, with their margins, and each pixel's weight: over all tiles they add up to 1."""
+        """Give the tiles along one side, with margins, and each pixel's weight; over all tiles they add up to 1."""
         starts = range(0, length, self.size)
         for start in starts:
             end = min(start + self.size, length)
