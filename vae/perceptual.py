@@ -124,13 +124,14 @@ class Perceptual(nn.Module):
 
 
 def build(config: AnyPerceptual) -> Perceptual:
-    """Load the network of a configuration, on the CPU.
+    """Load the network of a configuration, on the CPU, also where a model is built without its numbers.
 
     Raises:
         Refused: what it needs is not installed or not there.
         BadData: the file of weights is not the published one.
     """
-    return _lite0() if isinstance(config, Lite0) else _lpips_vgg(Path(config.folder))
+    with torch.device("cpu"):
+        return _lite0() if isinstance(config, Lite0) else _lpips_vgg(Path(config.folder))
 
 
 def _lite0() -> Perceptual:

@@ -50,7 +50,7 @@ class Tiling:
         return images
 
     def _spans(self, length: int, factor: int) -> Iterator[tuple[slice, Tensor]]:
-        """Give the tiles along one side, with their margins, and the weight of each pixel; the weights add up to 1."""
+        """Give the tiles along one side, with margins, and each pixel's weight; over all tiles they add up to 1."""
         starts = range(0, length, self.size)
         for start in starts:
             end = min(start + self.size, length)
@@ -62,8 +62,6 @@ class Tiling:
 
     def _rise(self, pixels: Tensor, border: int) -> Tensor:
         """The share of what lies after a border, 0 well before it and 1 well after."""
-        width = self.margin if self.blend else 0
-        width = min(width, self.size // 2)  # so that no more than two tiles meet at a pixel
-        if width == 0:
-            return (pixels > border).double()
-        return ((pixels - border) / (2 * width) + 0.5).clamp(0, 1)
+        if self.blend and self.margin:
+            return ((pixels - border) / (2 * self.margin) + 0.5).clamp(0, 1)
+        return (pixels > border).double()

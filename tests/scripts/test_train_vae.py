@@ -93,10 +93,11 @@ def test_two_processes_make_the_steps_of_one(script: Scripts, tmp_path: Path) ->
 
 def test_a_run_begins_with_the_weights_of_another(script: Scripts, reference: Path, tmp_path: Path) -> None:
     words = (f"train.init_from={reference}", "train.steps=1", "--run", tmp_path / "run")
-    done = script("train", TINY_VAE, *words)
+    done = script("train", TINY_VAE, "stage.loss.perceptual.kind=lite0", *words)
     assert done.code == 0, done.err
     (line,) = [each for each in RunDir.view(tmp_path / "run").metrics() if "train/psnr" in each]
     assert line["train/psnr"] > measured(reference)[0]["train/psnr"] + 2
+    assert line["train/perceptual"] > 0
     done = script("train", TINY_VAE, "stage.autoencoder.widths=[8, 24]", *words[:-1], tmp_path / "other")
     assert done.code == 2
     assert "does not fit; differences" in done.err

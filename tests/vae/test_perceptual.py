@@ -107,6 +107,7 @@ def test_its_gradient_is_the_slope(images: Tensor) -> None:
     [
         (lambda x: (x + 1) * 127.5, "0 to 255"),
         (lambda x: 2 * x, "-2 to 2"),
+        (lambda x: x - 1, "-2 to 0"),
         (lambda x: x * torch.nan, "nan to nan"),
     ],
 )

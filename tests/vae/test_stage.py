@@ -11,7 +11,7 @@ from lab.config import Config
 from lab.data.loader import Batch, Loader
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.errors import NonFinite
-from lab.randomness import normal
+from lab.randomness import key, normal
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training.config import TrainConfig
@@ -94,6 +94,9 @@ def test_each_player_s_update_changes_its_own_parameters_alone(tmp_path: Path) -
     batch = InDouble(SHAPES, seed=3).batch(range(16, 24))
     before = {name: [p.detach().clone() for p in player.parameters()] for name, player in made.players.items()}
     codes = made.players["model"].state_dict()["latent.codes"].clone()
+    made.players["model"].zero_grad()
+    made.loss("critic", batch)[0].sum().backward()
+    assert all(p.grad is None for p in made.players["model"].parameters())
     for name, other in (("model", "critic"), ("critic", "model")):
         trainer.updater(name, [batch], step=2, factor=1.0)
         after = {name: list(player.parameters()) for name, player in made.players.items()}
@@ -138,6 +141,16 @@ def test_latents_are_drawn_by_slot() -> None:
     losses, parts = made.loss("model", batch)
     torch.testing.assert_close(parts["pixel"], (expected - batch.images).abs().mean(dim=(1, 2, 3)))
     torch.testing.assert_close(losses, parts["pixel"] + 1e-4 * parts["kl"])
+
+
+def test_the_codes_learn_from_all_samples_of_a_step() -> None:
+    made, twin = stage(critic=None), stage(critic=None)
+    made.memory["step"].fill_(3)
+    vectors = torch.randn(8, 16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made.after_step({"vectors": vectors})
+    twin.players["model"].latent.learn(vectors.flatten(0, 1), key(5, "revival", 3))
+    assert torch.equal(made.players["model"].latent.codes, twin.players["model"].latent.codes)
+    assert made.memory["step"].item() == 4
 
 
 def test_only_the_codes_of_a_codebook_stage_learn_from_a_step(tmp_path: Path) -> None:
