@@ -1,11 +1,12 @@
-"""Files that are there whole or not at all, also after a crash or a power cut.
+"""Files and folders that are there whole or not at all, also after a crash or a power cut.
 
-A file is written beside its place, flushed to the disk and renamed into it; then the folder is flushed, since the
-rename lives there. What a file holds is the business of its owner.
+A file, or a folder with all that is in it, is written beside its place, flushed to the disk and renamed into it; then
+the folder around it is flushed, since the rename lives there. What a file holds is the business of its owner.
 """
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write a file to, which takes its place at the end of the block.
+    """Give a name beside ``path`` to write a file or a folder to, which takes its place at the end of the block.
 
     After an error nothing is left of it.
 
@@ -37,9 +38,12 @@ def whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield beside
-            sync(beside)
+            for part in (beside, *beside.rglob("*")):
+                sync(part)
             beside.replace(path)
         finally:
+            if beside.is_dir():
+                shutil.rmtree(beside)
             beside.unlink(missing_ok=True)
         sync(path.parent)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Get data ready before a run: find what is wrong with it, and compute ahead what training would wait for.
 
+    python scripts/prepare.py emoji data                                # two sets of captioned emoji, from npm
     python scripts/prepare.py configs/emoji64.yaml                      # index, doctor and text cache of a preset
     python scripts/prepare.py configs/emoji64.yaml data.path=/my/art    # any setting can be given, as to train.py
     python scripts/prepare.py doctor configs/emoji64.yaml               # only look, and write the report
@@ -18,11 +19,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts import emoji
 from scripts.entry import EXIT_CODES, run
 
 
 def main(argv: Sequence[str]) -> int:
     """Prepare; see the module's text."""
+    if argv and argv[0] == "emoji":
+        return emoji.main(argv[1:])
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

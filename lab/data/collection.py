@@ -73,6 +73,7 @@ class Collection(Config):
         captions: which caption is spoken.
         split: what is held out.
         max_bad: share of bad samples above which a run ends.
+        remedy: how the data is to be had, which is told where it is missing.
         cache: folder of the index, which takes about 100 bytes per sample, and as many as the images where they have to
             be unpacked; by default ~/.cache/wordbrush, or the folder named by WORDBRUSH_CACHE.
     """
@@ -83,6 +84,7 @@ class Collection(Config):
     captions: CaptionConfig = CaptionConfig()
     split: SplitConfig = SplitConfig()
     max_bad: float = Field(0.01, ge=0, le=1)
+    remedy: str = ""
     cache: str = ""
 
     @property

@@ -43,7 +43,7 @@ class Finite:
                 f"data.split.heldout={collection.split.heldout} leaves none of the {len(index)} samples of "
                 f"{collection.path} on the {split} side: change it, or data.split.group={collection.split.group}"
             )
-        told = collection.model_dump(mode="json", exclude={"path", "folder", "cache", "max_bad"})
+        told = collection.model_dump(mode="json", exclude={"path", "folder", "cache", "max_bad", "remedy"})
         known = json.dumps([split, told, index.facts["fingerprint"]], sort_keys=True)
         self.fingerprint = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
         self._orders: dict[tuple[int, int], np.ndarray] = {}

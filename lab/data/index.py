@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lab.data.collection import Collection, Entry, Record
 from lab.data.source import BadSample
-from lab.errors import BadData
+from lab.errors import BadData, Refused
 from lab.storage import whole, write_whole
 
 FORMAT = 1  # raise when rows or their meaning change
@@ -101,8 +101,11 @@ def open_index(collection: Collection) -> Index:
     captions = collection.captions
     known = [FORMAT, type(collection).__name__, collection.split.group, list(captions.kinds), captions.positions]
     digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=16)
-    for text in collection.state():
-        digest.update(os.fsencode(text) + b"\n")
+    try:
+        for text in collection.state():
+            digest.update(os.fsencode(text) + b"\n")
+    except Refused as missing:
+        raise Refused(f"{missing}{collection.remedy and f'; to have it: {collection.remedy}'}") from None
     path = collection.cache_folder / f"{digest.hexdigest()}.arrow"
     if not path.with_suffix(".json").exists():
         _build(collection, path)

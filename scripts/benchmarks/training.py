@@ -1,7 +1,8 @@
 """How fast the trainer's step is with its loader and with one batch kept in memory, and what a step consists of.
 
-Both sides are whole trainers in a temporary folder, which take turns for a few steps each. Checkpoints are written
-between the turns and do not count.
+Where a text encoder is frozen, a third side encodes every caption anew, as if there were no cache. All sides are whole
+trainers in a temporary folder, which take turns for a few steps each. Checkpoints are written between the turns and do
+not count.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 from lab.data.loader import Batch, Loader
 from lab.rundir import RunDir
+from lab.text.concat import ConcatConfig
 from lab.training.stage import Stage
-from scripts import assemble
+from scripts import assemble, checkup
 from scripts.assemble import DiffusionExperiment
 from scripts.benchmarks import against_unet
 from scripts.benchmarks.timing import met
@@ -111,6 +113,8 @@ def benchmark(options: argparse.Namespace) -> int:
     far = f"train.checkpoint_every={(options.steps + 1) * (options.repeats + 1)}"
     preset = Path(presets[0])
     experiment = assemble.complete(assemble.diffusion(assemble.load(preset, [*overrides, *quiet, far]), preset))
+    if uncached(experiment):
+        print(checkup.fill(experiment.data, checkup.encoder(experiment)))
     with tempfile.TemporaryDirectory() as folder:
         speeds, shares = measure(experiment, Path(folder), options.steps, options.repeats)
     loader, kept = median(speeds["loader"]), median(speeds["kept"])
@@ -120,6 +124,11 @@ def benchmark(options: argparse.Namespace) -> int:
         f"images per second: loader {loader:.1f}, one batch in memory {kept:.1f}; ratio {loader / kept:.3f}; ", end=""
     )
     print(met(loader / kept, BAR, at_least=True))
+    if "encoding" in speeds:
+        encoding = median(speeds["encoding"])
+        print(
+            f"encoding the captions in the loop {encoding:.1f}; with the text cache {loader / encoding:.2f} times that"
+        )
     print("share of a step:   " + ", ".join(f"{part} {shares[part]:.1%}" for part in PARTS))
     if not options.alone:
         against_unet.compare(experiment, options.repeats)
@@ -133,19 +142,23 @@ def measure(
 
     Args:
         experiment: completed; every step of it is logged.
-        folder: for the two runs.
+        folder: for the runs.
         steps: measured per turn, after one that is not, since workers start in it.
         repeats: measured turns of each side, after one that is not.
 
     Returns:
-        Images per second of each turn by side, and the share of each part of a step with the loader.
+        Images per second of each turn by side, "loader", "kept" and, where a frozen text encoder has a cache,
+        "encoding"; and the share of each part of a step with the loader.
     """
     batch = experiment.train.batch
-    speeds: dict[str, list[float]] = {"loader": [], "kept": []}
+    sides = {"loader": experiment, "kept": experiment}
+    if without := uncached(experiment):
+        sides["encoding"] = without
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
     parts = dict.fromkeys(PARTS, 0.0)
     for turn in tqdm(range(repeats + 1), unit="turn", desc="train"):
         for name in speeds if turn % 2 else reversed(speeds):
-            lines, clock = _turn(experiment, folder / name, (turn + 1) * (steps + 1), keep=name == "kept")
+            lines, clock = _turn(sides[name], folder / name, (turn + 1) * (steps + 1), keep=name == "kept")
             seconds = [batch / line["time/images_per_second"] for line in lines]
             if turn == 0:
                 continue
@@ -156,6 +169,17 @@ def measure(
                 for part, value in {**clock.seconds, "data": data, "rest": rest}.items():
                     parts[part] += value
     return speeds, {part: value / sum(parts.values()) for part, value in parts.items()}
+
+
+def uncached(experiment: DiffusionExperiment) -> DiffusionExperiment | None:
+    """Give the same experiment without a text cache; ``None`` where it has none."""
+    text = experiment.text
+    parts = text.parts if isinstance(text, ConcatConfig) else (text,)
+    if not any(part.is_frozen and part.cache for part in parts):
+        return None
+    bare = tuple(part.model_copy(update={"cache": None}) for part in parts)
+    without = text.model_copy(update={"parts": bare}) if isinstance(text, ConcatConfig) else bare[0]
+    return experiment.model_copy(update={"text": without})
 
 
 def _turn(

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from lab.data.loader import Loader
 from lab.data.shapes import Shapes
 from lab.errors import BadData, Refused
 from lab.rundir import RunDir
+from lab.text.auto import TransformerText
 from scripts import assemble, benchmark
 from scripts.assemble import Trained
 from scripts.benchmarks import (
@@ -42,6 +45,7 @@ from scripts.benchmarks.setting import is_deterministic, sampling_of, setting
 from scripts.benchmarks.timing import alternating
 from scripts.benchmarks.walks import Counter, calls_of, in_precision, rms, steps_for, walk, wanted
 from tests.faults import TINY, Scripts
+from tests.lab.data.test_finite import make
 from vae.codec import Pixels
 
 
@@ -447,6 +451,55 @@ def test_slow_data_shows_in_the_speed_of_training_and_in_its_parts(tmp_path: Pat
     assert shares["data"] > max(shares[part] for part in ("forward", "backward", "optimizer"))
     assert min(shares.values()) > 0
     assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_what_a_text_cache_saves_is_told(
+    tmp_path: Path,
+    encoder_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    honest = TransformerText.forward
+
+    def slow(self: TransformerText, prepared: Any) -> Any:
+        time.sleep(1)
+        return honest(self, prepared)
+
+    monkeypatch.setattr(TransformerText, "forward", slow)
+    make(tmp_path / "data", 8)
+    data = f"data={{kind: folder, path: {tmp_path / 'data'}, size: 16, cache: {tmp_path}}}"
+    text = f"text={{kind: auto, pretrained: {encoder_folder('bert')}, context: 16, cache: {tmp_path / 'text'}}}"
+    assert benchmark.main(["train", str(TINY), data, text, "--alone", "--steps", "1", "--repeats", "1"]) == 0
+    out = capsys.readouterr().out
+    found = re.search(
+        r"loader ([\d.]+), .*encoding the captions in the loop ([\d.]+); .* ([\d.]+) times that", out, re.S
+    )
+    assert found
+    loader, encoding, gain = map(float, found.groups())
+    assert encoding < 6  # batches of 6 wait for the encoder, which takes a second
+    assert 1.3 < gain == pytest.approx(loader / encoding, rel=0.05)
+
+
+BERT, CLIP = "{kind: auto, pretrained: bert%s}", "{kind: clip, width: 16, layers: 1, heads: 2}"
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        (BERT % "", [None]),
+        (f"{{kind: concat, parts: [{CLIP}, {BERT % ''}]}}", [None, None]),
+        (BERT % ", frozen: false", []),
+        (BERT % ", cache: null", []),
+        (CLIP, []),
+    ],
+)
+def test_a_side_without_a_text_cache_is_where_there_is_one(text: str, places: list[None]) -> None:
+    experiment = assemble.load(TINY, [f"text={text}"])
+    without = training.uncached(experiment)
+    assert (without is not None) == bool(places)
+    if without:
+        assert [part.cache for part in getattr(without.text, "parts", [without.text])] == places
+        assert without.model_copy(update={"text": experiment.text}) == experiment
 
 
 def test_the_loop_by_hand_makes_the_trainer_s_step(tmp_path: Path) -> None:
