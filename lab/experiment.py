@@ -19,7 +19,7 @@ StageConfig = TypeVar("StageConfig", bound=Config)
 # What may change between two halves of a run, except what its state depends on. So may the place of data and of frozen
 # weights: both must be the same there.
 FREE = ("name", "runtime", "evaluate", "stage.sampling", "train", "text.cache", "text.pretrained")
-PLACES = re.compile(r"data\.(parts\.[^.]+\.)?(path|folder|cache|max_bad)")
+PLACES = re.compile(r"data\.(parts\.[^.]+\.)?(path|folder|cache|max_bad|keep_gb|allow_pipe)")
 BOUND = ("train.batch", "train.ema", "train.init_from")
 
 
