@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -10,7 +11,9 @@ from typing import get_args
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
+from lab import runtime as runtimes
 from lab.data import doctor, pictures
 from lab.data.collection import Collection
 from lab.data.doctor import Finding, Report
@@ -19,8 +22,12 @@ from lab.data.mixture import MixtureConfig
 from lab.data.source import BadSample
 from lab.data.sources import AnyData, source
 from lab.data.split import Split
+from lab.errors import Refused
 from lab.images import grid
 from lab.storage import write_whole
+from lab.text import selection
+from lab.text.encoder import TextEncoder
+from scripts.assemble import DiffusionExperiment
 
 TOLD = 10  # findings of each kind that are written out in report.md
 SHOWN = 4  # findings of each kind on the sheet
@@ -44,22 +51,56 @@ def parts_of(data: AnyData) -> dict[str, AnyData]:
     return dict(data.parts) if isinstance(data, MixtureConfig) else {data.kind: data}
 
 
-def examine(data: AnyData, num: int, count: doctor.Count | None, window: int) -> Report:
+def encoder(experiment: DiffusionExperiment) -> TextEncoder:
+    """Build the text encoder of an experiment, with fresh weights where it is one that a run would train.
+
+    Raises:
+        Refused: pretrained weights are nowhere to be found.
+    """
+    runtime = runtimes.start(experiment.runtime.model_copy(update={"precision": "fp32", "channels_last": False}))
+    captions = source(experiment.data).captions
+    text = selection.complete(experiment.text, None, captions, experiment.runtime.allow_download)
+    return selection.build(text, runtime)
+
+
+def examine(data: AnyData, num: int, encoder: TextEncoder) -> Report:
     """Look at a data set: all of it, or the first ``num`` samples of each side of one without an end.
 
     Args:
         data: which; no mixture.
         num: for a world without an end.
-        count, window: as of ``doctor.examine``.
+        encoder: says how long captions are.
 
     Raises:
         Refused, BadData, StorageFailed: as from ``lab.data.sources.source``.
     """
     if isinstance(data, Collection):
-        return doctor.examine(doctor.look(data, open_index(data)), data.size, count, window)
+        return doctor.examine(doctor.look(data, open_index(data)), data.size, encoder.count, encoder.context)
     sides: tuple[Split, ...] = ("train", "heldout")
     seen = [each for side in sides for each in doctor.look_at_slots(source(data, side), side, 0, num)]
-    return doctor.examine(seen, data.size, count, window, finite=False)
+    return doctor.examine(seen, data.size, encoder.count, encoder.context, finite=False)
+
+
+def fill(data: AnyData, encoder: TextEncoder) -> str:
+    """Put every caption of both sides, and the empty one, into the caches of frozen text encoders; say what was done.
+
+    Raises:
+        NonFinite, StorageFailed: as from ``lab.text.frozen.Encodings.fill``.
+    """
+    assert isinstance(encoder, nn.Module)
+    if not (frozen := selection.frozen(encoder)):
+        return "text encoder: trained with the model, so there is nothing to compute ahead"
+    captions = {"", *source(data).captions()}
+    with suppress(Refused):  # nothing is held out
+        captions.update(source(data, "heldout").captions())
+    lines = []
+    for text in frozen:
+        if text.encodings.cache is None:
+            lines.append("text cache: none, since text.cache is null")
+            continue
+        added = text.encodings.fill(captions)
+        lines.append(f"text cache: {len(captions):,} captions, {added:,} of them new, in {text.encodings.cache.folder}")
+    return "\n".join(lines)
 
 
 def write(report: Report, data: AnyData, out: Path) -> str:
@@ -86,14 +127,14 @@ def tell(report: Report, data: AnyData) -> str:
         f"# {getattr(data, 'path', data.kind)}",
         "",
         f"{train + heldout:,} samples: {train:,} to train on, {heldout:,} held out.",
-        f"{num:,} captions, {different:,} of them different.",
+        f"{num:,} captions, {different:,} of them different; {report.alike:,} samples resemble another.",
     ]
     if report.lengths:
         low, middle, high = np.percentile(report.lengths, [5, 50, 95]).astype(int)
         cut = len(report.of("long"))
         lines.append(
-            f"Tokens of a caption: {middle} in the middle, {low} to {high} for nine of ten, at most {report.lengths[-1]}. "
-            f"The text encoder hears {report.window} and cuts {cut:,} captions."
+            f"Tokens of a caption: {middle} in the middle, {low} to {high} for nine of ten, at most "
+            f"{report.lengths[-1]}. The text encoder hears {report.window} and cuts {cut:,} captions."
         )
     if len(report.sizes):
         sides = report.sizes.min(axis=1)

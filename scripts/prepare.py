@@ -39,11 +39,13 @@ def main(argv: Sequence[str]) -> int:
     from scripts import assemble, checkup
 
     experiment = assemble.load(Path(presets[0]), [word for word in words if "=" in word])
-    out = options.out or Path("data/doctor") / experiment.name
-    report = checkup.examine(experiment, options.num)
-    print(checkup.write(report, experiment, out))
+    encoder = checkup.encoder(experiment)
+    out, parts = options.out or Path("data/doctor") / experiment.name, checkup.parts_of(experiment.data)
+    for name, data in parts.items():
+        report = checkup.examine(data, options.num, encoder)
+        print(checkup.write(report, data, out / name if len(parts) > 1 else out))
     if not only_look:
-        print(checkup.fill(experiment))
+        print(checkup.fill(experiment.data, encoder))
     return 0
 
 

@@ -310,7 +310,7 @@ def serve(orders: Iterator[str]) -> None:
         import matplotlib.backends.backend_agg  # noqa: F401
 
     from lab.text.clip import _tokenizer
-    from scripts import assemble, average, evaluate, gallery, measure, sample, train, warm_start  # noqa: F401
+    from scripts import assemble, average, checkup, evaluate, gallery, measure, prepare, sample, train, warm_start  # noqa: F401
     from scripts.benchmarks import reference, samplers  # noqa: F401
 
     _tokenizer()

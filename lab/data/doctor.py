@@ -37,7 +37,7 @@ from lab.data.split import Split
 from lab.images import to_uint8
 
 Kind = Literal["broken", "duplicate", "near", "leak", "empty", "repeated", "long", "small", "blank"]
-Count = Callable[[str], int]
+Count = Callable[[Sequence[str]], list[int]]
 ERRORS: tuple[Kind, ...] = ("broken", "leak")  # the others are worth a look
 THUMBNAIL = 16  # pixels on a side
 NEAR = 6.0  # grey levels of 255
@@ -94,6 +94,7 @@ class Report:
         window: tokens that the text encoder takes.
         sizes: (n, 2) width and height of the pictures.
         captions: how many there are, and how many different ones.
+        alike: samples that resemble another; of a world without an end they are no findings.
     """
 
     samples: Mapping[str, int]
@@ -102,6 +103,7 @@ class Report:
     window: int
     sizes: np.ndarray
     captions: tuple[int, int]
+    alike: int
 
     def of(self, kind: Kind) -> list[Finding]:
         """Give the findings of a kind."""
@@ -149,7 +151,7 @@ def examine(
     Args:
         seen: the samples.
         size: side in pixels of what pictures become.
-        count: tokens of a caption; ``None`` where nobody counts them.
+        count: gives the tokens of captions; ``None`` where nobody counts them.
         window: tokens that the text encoder takes.
         finite: whether the data has an end; where it has none, samples that resemble each other and captions that
             come again are no findings.
@@ -157,11 +159,12 @@ def examine(
     everything = list(seen)
     good = [each for each in everything if each.fault is None]
     findings = [Finding("broken", (each.id,), str(each.fault)) for each in everything if each.fault is not None]
+    alike = _alike(good)
     if finite:
-        findings += _alike(good) + _repeated(good)
+        findings += alike + _repeated(good)
     findings += _captions(everything) + _pictures(good, size)
-    texts = {text for each in everything for text in each.captions if text}
-    lengths = {text: count(text) for text in texts} if count else {}
+    texts = sorted({text for each in everything for text in each.captions if text})
+    lengths = dict(zip(texts, count(texts), strict=True)) if count else {}
     first = {text: each.id for each in reversed(everything) for text in each.captions}
     findings += [
         Finding("long", (first[text],), f"{length} tokens, of which {window} are heard: {text[:80]!r}")
@@ -176,6 +179,7 @@ def examine(
         window=window,
         sizes=np.array([each.size for each in good], dtype=np.int64).reshape(-1, 2),
         captions=(num, len(texts)),
+        alike=len({id for finding in alike for id in finding.ids}),
     )
 
 

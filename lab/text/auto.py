@@ -56,6 +56,10 @@ class TransformerText(nn.Module):
         self.model: Any = model
         self.width = self.pooled_width = int(model.config.hidden_size)
 
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Give the tokens of each prompt, special ones included."""
+        return [len(row) for row in self.tokenizer(list(prompts))["input_ids"]] if prompts else []
+
     def prepare(self, prompts: Sequence[str]) -> Tokens:
         """Give ids and mask, padded on the right, whatever the tokenizer was made for."""
         tokenizer = self.tokenizer

@@ -113,6 +113,10 @@ class ClipText(nn.Module):
         self.transformer = published or _built(config)
         self.width = self.pooled_width = int(self.transformer.width)
 
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Give the tokens of each prompt, start and end included."""
+        return [len(_bpe(prompt)) + 2 for prompt in prompts]
+
     def prepare(self, prompts: Sequence[str]) -> Tokens:
         """Give (b, context) rows of the embedding, start, text, end, padding; and their mask."""
         tokenizer = _tokenizer()

@@ -42,6 +42,11 @@ class ConcatText(nn.Module):
         self.width = max(part.width for part in parts)
         self.pooled_width = sum(part.pooled_width for part in parts)
         self.num_prepared = sum(part.num_prepared for part in parts)
+        self.context = min(part.context for part in parts)
+
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Give the tokens of each prompt as the part of the smallest context counts them."""
+        return next(part for part in self._encoders if part.context == self.context).count(prompts)
 
     def prepare(self, prompts: Sequence[str]) -> Prepared:
         """Give what each part takes, in a row."""

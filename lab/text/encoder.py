@@ -47,12 +47,18 @@ class TextEncoder(Protocol):
     Attributes:
         width: d of the token states.
         pooled_width: p of the pooled vector.
+        context: tokens of a prompt that are heard; longer ones are cut.
         num_prepared: how many tensors ``prepare`` gives.
     """
 
     width: int
     pooled_width: int
+    context: int
     num_prepared: int
+
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Give the tokens of each prompt, however many of them are heard."""
+        ...
 
     def prepare(self, prompts: Sequence[str]) -> Prepared:
         """Give what the call takes, on the CPU, b rows each; the empty prompt is allowed."""

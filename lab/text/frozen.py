@@ -125,6 +125,10 @@ class Encodings:
             known |= computed
         return known
 
+    def count(self, captions: Sequence[str]) -> list[int]:
+        """Give the tokens of each caption; the encoder is loaded for it."""
+        return self._encoder.count(captions)
+
     def fill(self, captions: Iterable[str]) -> int:
         """Put captions into the cache, shortest first; a second call goes on where a first one ended.
 
@@ -195,6 +199,10 @@ class FrozenText(nn.Module):
         # States of texts have no common scale; what reads them normalises. A learned one begins at that of a norm.
         learned = config.null == "learned"
         self.null_embedding = nn.Parameter(torch.randn(2, self.width)) if learned else None
+
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Give the tokens of each prompt, special ones included."""
+        return self.encodings.count(prompts)
 
     def prepare(self, prompts: Sequence[str]) -> TextStates:
         """Give the states of prompts on the CPU; a text without any token stands for the learned null."""

@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,10 @@ class Planter:
         (self.folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def words(texts: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
 def encode(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -125,7 +130,7 @@ def report(planter: Planter, tmp_path_factory: pytest.TempPathFactory) -> Report
     cache = str(tmp_path_factory.mktemp("cache"))
     collection = Folder(path=str(planter.folder), size=SIZE, cache=cache)
     seen = doctor.look(collection, open_index(collection))
-    return doctor.examine(seen, SIZE, count=lambda text: len(text.split()), window=16)
+    return doctor.examine(seen, SIZE, count=words, window=16)
 
 
 @pytest.mark.parametrize("kind", ["broken", "duplicate", "near", "leak", "empty", "repeated", "long", "small", "blank"])
@@ -149,9 +154,10 @@ def test_an_endless_world_has_no_errors() -> None:
     seen = [
         each for split in ("train", "heldout") for each in doctor.look_at_slots(Shapes(world, split), split, 0, 150)
     ]
-    report = doctor.examine(seen, SIZE, count=lambda text: len(text.split()), window=32, finite=False)
+    report = doctor.examine(seen, SIZE, count=words, window=32, finite=False)
     assert report.findings == []
     assert report.captions[0] == 300 > report.captions[1]
+    assert report.alike == 0
 
 
 @pytest.mark.parametrize("limit", [1.5, 4.0, 9.0])
@@ -187,3 +193,5 @@ def test_alike_images_are_one_finding() -> None:
         ("near", ("0", "1", "2", "3", "4", "5")),
     ]
     assert isinstance(report.findings[0], Finding)
+    endless = doctor.examine(seen, 32, finite=False)
+    assert (endless.findings, endless.alike) == ([], 6)
