@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from lab.data.source import Sample
 from lab.data.sources import source
 from lab.data.stream import Shard, Stream, StreamConfig, listed
 from lab.errors import BadData, Refused
+from tests.faults import TINY, Scripts, signal_at
 from tests.lab.data import test_shards
 from tests.lab.data.test_shards import PER_SHARD
+from tests.lab.training.test_resume import differences
 
 NUM = 4 * PER_SHARD
 
@@ -347,6 +350,37 @@ def test_ranges_are_spelt_out(tmp_path: Path) -> None:
 )
 def test_a_url_never_becomes_a_path(url: str, name: str) -> None:
     assert Shard(url=url).name(7) == name
+
+
+def words(web: Web, cache: Path) -> list[str]:
+    """Settings of a run on 200 pairs, 100 at a time, from the second of which on the shards are read anew."""
+    given = config(web, mixed=2)
+    return [
+        f"data.{name}={value}"
+        for name, value in {"kind": "stream", "path": given.path, "size": 16, "heldout": 0, "cache": cache}.items()
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_was_killed_goes_on_bit_for_bit_elsewhere(
+    script: Scripts, tmp_path: Path, web: Web, workers: int
+) -> None:
+    run, more = tmp_path / "cut", f"train.workers={workers}"
+    test_shards.pairs(web.folder, test_shards.broken())
+    command = ("train", TINY, *words(web, tmp_path / "cache"), more, "--run")
+    assert script(*command, tmp_path / "whole").code == 0
+    assert script(*command, run, fault=(signal_at, "loss", 7, SIGKILL)).code == -SIGKILL
+    done = script("train", "--resume", run, f"data.cache={tmp_path / 'another'}")
+    assert done.code == 0, done.err
+    assert differences(tmp_path / "whole", tmp_path / "cut") == set()
+
+
+def test_the_doctor_looks_at_the_first_samples(script: Scripts, tmp_path: Path, web: Web) -> None:
+    test_shards.pairs(web.folder, test_shards.broken())
+    done = script("prepare", "doctor", TINY, *words(web, tmp_path / "cache"), "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "| broken | 10 |" in done.out
+    assert "Broken: broken image: 3." in done.out
 
 
 def test_a_stream_may_be_part_of_a_mixture(web: Web) -> None:
