@@ -21,7 +21,6 @@ from lab.data.index import Index, open_index
 from lab.data.mixture import MixtureConfig
 from lab.data.source import BadSample
 from lab.data.sources import AnyData, source
-from lab.data.split import Split
 from lab.errors import Refused
 from lab.images import grid
 from lab.storage import write_whole
@@ -64,11 +63,11 @@ def encoder(experiment: AnyExperiment) -> TextEncoder:
 
 
 def examine(data: AnyData, num: int, encoder: TextEncoder) -> Report:
-    """Look at a data set: all of it, or the first ``num`` samples of each side of one without an end.
+    """Look at a data set: all of it, or the first ``num`` samples of each side of one that is endless or elsewhere.
 
     Args:
         data: which; no mixture.
-        num: for a world without an end.
+        num: for a world without an end, or remote shards.
         encoder: says how long captions are.
 
     Raises:
@@ -76,8 +75,9 @@ def examine(data: AnyData, num: int, encoder: TextEncoder) -> Report:
     """
     if isinstance(data, Collection):
         return doctor.examine(doctor.look(data, open_index(data)), data.size, encoder.count, encoder.context)
-    sides: tuple[Split, ...] = ("train", "heldout")
-    seen = [each for side in sides for each in doctor.look_at_slots(source(data, side), side, 0, num)]
+    seen = list(doctor.look_at_slots(source(data), "train", 0, num))
+    with suppress(Refused):  # nothing is held out
+        seen += doctor.look_at_slots(source(data, "heldout"), "heldout", 0, num)
     return doctor.examine(seen, data.size, encoder.count, encoder.context, finite=False)
 
 

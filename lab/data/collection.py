@@ -63,15 +63,14 @@ class Entry:
     data: bytes | None = None
 
 
-class Collection(Config):
-    """Base of the finite data sets.
+class PictureSet(Config):
+    """Base of the data sets of picture files, near or far.
 
     Attributes:
         path: where it is.
         size: side of the square images in pixels.
         picture: how pictures become such images.
         captions: which caption is spoken.
-        split: what is held out.
         max_bad: share of bad samples above which a run ends.
         remedy: how the data is to be had, which is told where it is missing.
         cache: folder of the index, which takes about 100 bytes per sample, and as many as the images where they have to
@@ -82,20 +81,30 @@ class Collection(Config):
     size: int = Field(64, ge=8, le=1024)
     picture: PictureConfig = PictureConfig()
     captions: CaptionConfig = CaptionConfig()
-    split: SplitConfig = SplitConfig()
     max_bad: float = Field(0.01, ge=0, le=1)
     remedy: str = ""
     cache: str = ""
 
     @property
-    def root(self) -> Path:
-        """What the files of the records are relative to."""
-        return Path(self.path)
-
-    @property
     def cache_folder(self) -> Path:
         """Where the index is kept."""
         return Path(self.cache or os.environ.get("WORDBRUSH_CACHE") or Path.home() / ".cache" / "wordbrush")
+
+
+class Collection(PictureSet):
+    """Base of the data sets that are on this machine.
+
+    Attributes:
+        path, size, picture, captions, max_bad, cache: as of ``PictureSet``.
+        split: what is held out.
+    """
+
+    split: SplitConfig = SplitConfig()
+
+    @property
+    def root(self) -> Path:
+        """What the files of the records are relative to."""
+        return Path(self.path)
 
     @abstractmethod
     def state(self) -> Iterator[str]:

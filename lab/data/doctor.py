@@ -136,9 +136,12 @@ def look(collection: Collection, index: Index) -> Iterator[Seen]:
 
 
 def look_at_slots(source: Source, split: Split, seed: int, num: int) -> Iterator[Seen]:
-    """Look at the first samples of a source without an end."""
+    """Look at the first samples of a source, also of one without an end."""
+    num = min(num, source.num or num)
     for slot in tqdm(range(num), desc=f"looking at {num} samples, {split}", unit="sample", disable=None):
         sample = source.sample(seed, slot)
+        for fault in sample.faults:
+            yield Seen(fault.id, split, (), fault=BadSample(fault.reason, fault.detail))
         levels = to_uint8(sample.image[None])[0].permute(1, 2, 0).numpy()
         yield _seen(sample.id, split, (sample.caption,), Image.fromarray(levels))
 

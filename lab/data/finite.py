@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from lab.data import caption, pictures
-from lab.data.collection import Collection, Record
+from lab.data.collection import Collection, PictureSet, Record
 from lab.data.index import Index
 from lab.data.source import BadSample, Fault, Sample
 from lab.data.split import Split
@@ -65,27 +65,7 @@ class Finite:
         Raises:
             BadData: neither the sample of this slot nor one of the substitutes can be used.
         """
-        faults: list[Fault] = []
-        for row in self._candidates(seed, slot):
-            record, data = self.index.record(row), b""
-            try:
-                if record.fault:
-                    raise record.fault
-                kind, text = caption.choose(record.captions, self.collection.captions, key(seed, "caption", slot))
-                data = self.index.read(record)
-                _check(record, data)
-                rng, size = key(seed, "picture", slot), self.collection.size
-                image, frame = pictures.image(data, self.collection.picture, size, rng, text)
-            except BadSample as bad:
-                digest = hashlib.sha256(data).hexdigest() if data else ""
-                faults.append(Fault(slot, record.id, bad.reason, bad.detail, digest))
-            else:
-                return Sample(image, text, record.id, kind, frame, tuple(faults))
-        last = faults[-1]
-        raise BadData(
-            f"{self.collection.path}: none of {len(faults)} samples in a row can be used; the last: {last.id}: "
-            f"{BadSample(last.reason, last.detail)}"
-        )
+        return delivered(self.collection, ((self.index, row) for row in self._candidates(seed, slot)), seed, slot)
 
     def captions(self) -> Iterable[str]:
         """Give every caption of this side in every template."""
@@ -105,6 +85,40 @@ class Finite:
                 del self._orders[next(iter(self._orders))]
             self._orders[seed, epoch] = key(seed, "order", epoch).permutation(self._rows)
         return self._orders[seed, epoch]
+
+
+def delivered(config: PictureSet, candidates: Iterable[tuple[Index, int]], seed: int, slot: int) -> Sample:
+    """Make the sample of a slot from the first row that can be used.
+
+    Args:
+        config: how images and captions are made.
+        candidates: rows of indices: that of the slot, then those that may stand in its place.
+        seed, slot: crop, ground and caption are a function of them.
+
+    Raises:
+        BadData: none of them can be used.
+    """
+    faults: list[Fault] = []
+    for index, row in candidates:
+        record, data = index.record(row), b""
+        try:
+            if record.fault:
+                raise record.fault
+            kind, text = caption.choose(record.captions, config.captions, key(seed, "caption", slot))
+            data = index.read(record)
+            _check(record, data)
+            rng = key(seed, "picture", slot)
+            image, frame = pictures.image(data, config.picture, config.size, rng, text)
+        except BadSample as bad:
+            digest = hashlib.sha256(data).hexdigest() if data else ""
+            faults.append(Fault(slot, record.id, bad.reason, bad.detail, digest))
+        else:
+            return Sample(image, text, record.id, kind, frame, tuple(faults))
+    last = faults[-1]
+    raise BadData(
+        f"{config.path}: none of {len(faults)} samples in a row can be used; the last: {last.id}: "
+        f"{BadSample(last.reason, last.detail)}"
+    )
 
 
 def _check(record: Record, data: bytes) -> None:

@@ -128,7 +128,9 @@ def _build(collection: Collection, path: Path) -> None:
         pyarrow.OSFile(str(beside), "wb") as sink,
         pyarrow.ipc.new_file(sink, schema) as writer,
     ):
-        for entry in tqdm(_listed(collection), desc=f"index of {collection.path}", unit="sample", disable=None):
+        for entry in tqdm(
+            _listed(collection), desc=f"index of {collection.path}", unit="sample", disable=None, delay=1
+        ):
             rows.append(_row(entry, packed))
             if entry.data is not None:
                 packed += images.write(entry.data)

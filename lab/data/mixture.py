@@ -22,6 +22,7 @@ from lab.data.parquet import Parquet
 from lab.data.shapes import ShapesConfig
 from lab.data.shards import Shards
 from lab.data.source import Sample, Source
+from lab.data.stream import StreamConfig
 from lab.data.torchvision_set import Torchvision
 from lab.randomness import number
 
@@ -41,6 +42,7 @@ OnePart = (
     | Annotated[Torchvision, Tag("torchvision")]
     | Annotated[Parquet, Tag("parquet")]
     | Annotated[Shards, Tag("shards")]
+    | Annotated[StreamConfig, Tag("stream")]
 )
 AnyPart = Annotated[OnePart, Discriminator(kind_of)]
 

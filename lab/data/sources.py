@@ -10,6 +10,7 @@ from lab.data.mixture import Mixture, MixtureConfig, OnePart, kind_of
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.data.source import Source
 from lab.data.split import Split
+from lab.data.stream import Stream, StreamConfig
 
 AnyData = Annotated[OnePart | Annotated[MixtureConfig, Tag("mixture")], Discriminator(kind_of)]
 
@@ -25,6 +26,8 @@ def source(config: AnyData, split: Split = "train") -> Source:
     match config:
         case ShapesConfig():
             return Shapes(config, split)
+        case StreamConfig():
+            return Stream(config, split)
         case MixtureConfig():
             return Mixture(config.weights, {name: source(part, split) for name, part in config.parts.items()})
         case _:
