@@ -18,6 +18,7 @@ from lab.data.finite import Finite
 from lab.data.idx import Idx
 from lab.data.index import Index, open_index
 from lab.data.parquet import Parquet
+from lab.data.source import Frame
 from lab.data.torchvision_set import Torchvision
 from lab.errors import BadData, Refused
 from tests.lab.data.test_pictures import encoded, levels, plain
@@ -71,6 +72,7 @@ def test_idx_files_speak_by_the_names_of_their_classes(tmp_path: Path, packed: b
     assert found["train-images-idx3-ubyte-3"] == ("a bag", [30, 30, 30])
     assert found["train-images-idx3-ubyte-2"] == ("a coat", [20, 20, 20])
     assert set(source.captions()) == {"a coat", "a bag"}
+    assert source.sample(0, 0).frame == Frame(height=14, width=12, top=1, left=0)
     assert len(source.sample(0, 0).faults) + len(source.sample(0, 1).faults) <= 1
 
 
@@ -81,6 +83,7 @@ def test_idx_files_speak_by_the_names_of_their_classes(tmp_path: Path, packed: b
         (lambda data: b"\0\0\x08\x01" + data[4:], "is no idx file of bytes in 3 dimensions"),
         (lambda data: data[:7], "is no idx file"),
         (lambda data: data[:4] + struct.pack(">I", 6) + data[8:], "6 pictures in .* but 5 labels"),
+        (lambda data: data[:4] + struct.pack(">I", 4) + data[8:], "4 pictures in .* but 5 labels"),
     ],
 )
 def test_an_idx_file_that_is_not_whole_is_refused(tmp_path: Path, spoil: Any, words: str) -> None:
@@ -207,6 +210,18 @@ def test_rows_without_a_picture_or_a_caption_are_bad(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(Refused, match=r"holds no \.parquet file"):
         opened(Parquet, tmp_path, caption="text")
+
+
+def test_only_the_column_that_is_named_is_spoken(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", GREYS[:1], caption=["one"], text=["two"])
+    for column, said in (("text", "two"), ("caption", "one")):  # the second is another list of the same file
+        assert list(opened(Parquet, path, caption=column).captions()) == [said]
+
+
+def test_other_names_of_classes_make_another_list(tmp_path: Path) -> None:
+    folder = write_idx(tmp_path / "idx", labels=bytes(5))
+    for name in ("coat", "bag"):
+        assert set(opened(Idx, folder, classes=[name]).captions()) == {name}
 
 
 def test_what_is_unpacked_is_part_of_the_fingerprint(tmp_path: Path) -> None:

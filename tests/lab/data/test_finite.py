@@ -1,5 +1,6 @@
 """A finite data set is a function of (seed, slot): each sample once in an epoch, what is bad set aside."""
 
+import gc
 import hashlib
 import itertools
 import json
@@ -106,6 +107,18 @@ def test_it_is_listed_once_and_again_when_something_changes(tmp_path: Path) -> N
     (folder / "003.txt").write_text("another text")
     assert opened(folder).fingerprint != first.fingerprint
     assert len(list((tmp_path / "cache").iterdir())) == 2 * len(made)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_listing_leaves_garbage_collection_as_it_was(tmp_path: Path, frozen: bool) -> None:
+    """Also in a worker of the loader, which keeps what it has from its parent frozen."""
+    if frozen:
+        gc.freeze()
+    try:
+        opened(make(tmp_path / "data"))
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.unfreeze()
 
 
 def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(tmp_path: Path) -> None:

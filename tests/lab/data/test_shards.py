@@ -118,11 +118,11 @@ def test_of_200_pairs_those_that_are_bad_are_set_aside_and_every_other_comes_onc
             assert (one.id, one.caption, one.frame) == (other.id, other.caption, other.frame)
 
 
-def rot(path: Path, member: str) -> None:
+def rot(path: Path, member: str, at: int = 40) -> None:
     """Flip a bit of a member, as a bad disk does: neither size nor time of the file change."""
     state = path.stat()
     with tarfile.open(path) as tar:
-        offset = tar.getmember(member).offset_data + 40
+        offset = tar.getmember(member).offset_data + at
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
     path.write_bytes(data)
@@ -141,6 +141,16 @@ def test_a_shard_that_was_cut_short_is_named_with_what_is_lost(tmp_path: Path, m
     lost = sum(end > cut for end in ends.values())
     assert 10 < lost < 40
     with pytest.raises(BadData, match=rf"shard-1.tar: is cut short.*: {lost} of its 50 samples are lost; restore it"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("member", ["010.png", "010.txt"])
+def test_a_sample_is_lost_when_one_of_its_files_is(tmp_path: Path, member: str) -> None:
+    folder = pairs(tmp_path / "data")
+    opened(folder)
+    rot(folder / "shard-0.tar", member, at=3)
+    os.utime(folder / "shard-0.tar", (1, 1))  # so that it is looked at again
+    with pytest.raises(BadData, match=r"shard-0.tar: .*: 1 of its 50 samples are lost"):
         opened(folder)
 
 
@@ -224,6 +234,7 @@ def special(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str =
         (special("1.png", tarfile.FIFOTYPE), "it is a link, a device or sparse"),
         (special("1.png", tarfile.GNUTYPE_SPARSE), "it is a link, a device or sparse"),
         (special("1.png", size=10 * 2**30), "it has 10,737,418,240 bytes"),
+        (special("1.png", size=2**28 + 1), "it has 268,435,457 bytes, more than 268,435,456"),
         *((special(f"1.{suffix}"), "pickled data can run code") for suffix in ("pkl", "pyd", "pth", "cls.PICKLE")),
     ],
     ids=lambda value: value.name + value.type.decode() if isinstance(value, tarfile.TarInfo) else None,

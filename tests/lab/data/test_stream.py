@@ -180,6 +180,7 @@ def test_bad_samples_are_replaced_by_others_of_their_shard(tmp_path: Path, web: 
     faults = {fault.id: sample.id for sample in samples for fault in sample.faults}
     assert len(faults) == 10
     assert all(bad.partition("/")[0] == stand_in.partition("/")[0] for bad, stand_in in faults.items())
+    assert len(set(faults.values())) > 4  # not one for each shard
     assert len([sample for sample in samples if not sample.faults]) == NUM - 10
 
 
