@@ -144,4 +144,4 @@ def test_a_process_that_finds_another_checkpoint_than_the_first_refuses(referenc
     with RunDir.create(tmp_path / "run", known) as run:
         run.record_init({"run": "another", "checkpoint": "0", "weights": "ema"})
     with pytest.raises(Refused, match="got a new checkpoint meanwhile"):
-        train._follow(tmp_path / "run", ALONE)
+        train._follow(tmp_path / "run", ALONE, allow=False)
