@@ -1,6 +1,7 @@
 """How every script starts and ends: quiet imports, one line per expected failure, an exit code that means something."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,9 @@ EXIT_CODES = (
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
     """Run a script's ``main(argv)`` and leave with its exit code; expected failures are one line on stderr."""
+    # Threads that spin while they wait for each other are many times slower where other work has the core; sleeping
+    # costs a hundredth where none has (docs/log.md, 2026-11-26). Read when torch is loaded, which is inside main.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = main(sys.argv[1:])
