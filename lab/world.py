@@ -43,13 +43,22 @@ class World:
         Args:
             timeout_s: how long the others wait for one before they give up. It must outlast a preview and an
                 evaluation, which the first process makes while the others wait.
+
+        Raises:
+            ProcessLost: one of them is not there, or left at once.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         timeout = timedelta(seconds=timeout_s)
-        store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        try:
+            store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ProcessLost(
+                f"process {os.environ.get('RANK')} did not meet the others ({reason}): look at what they say"
+            ) from error
         return cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
 
     def __enter__(self) -> Self:
@@ -73,9 +82,14 @@ class World:
         return range(rank * batch // self.size, (rank + 1) * batch // self.size)
 
     def beat(self, step: int) -> None:
-        """Say that this process has come to a step, for the message should it be lost."""
+        """Say that this process has come to a step, for the message should it be lost.
+
+        Raises:
+            ProcessLost: the process that keeps what is said is gone.
+        """
         if self._pulses is not None:
-            self._pulses.set(str(self.rank), str(step))
+            with self._exchanging():
+                self._pulses.set(str(self.rank), str(step))
 
     def largest(self, number: int) -> int:
         """Give the largest of every process's number, to every process."""

@@ -63,9 +63,9 @@ def _measure(folder: Path, summary: Path, num: int) -> None:
 
     from lab.storage import write_whole
     from lab.training.signals import Stopper
-    from scripts import assemble, measure
+    from scripts import drawing, measure
 
-    trained = assemble.trained(folder)
+    trained = drawing.trained(folder)
     sampling = trained.experiment.stage.sampling
     facts = {
         "train_seconds": round(trained.state["seconds"], 1),

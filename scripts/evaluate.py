@@ -24,7 +24,7 @@ from scripts.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from diffusion.pipeline import SamplingConfig
-    from scripts.assemble import Trained
+    from scripts.drawing import Trained
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     import json
 
     from lab.errors import Refused
-    from scripts import assemble, measure
+    from scripts import drawing, measure
 
     least = 2 if options.no_distances else 10
     if options.num < least:
@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
         raise Refused(f"--num {options.num}: at least {least} prompts per kind{way_out}")
     if options.json and options.json.exists():
         raise Refused(f"--json {options.json} exists: name another file, or move it away")
-    trained = assemble.trained(options.run, options.checkpoint, options.weights)
-    sampling = assemble.sampling(trained.experiment, settings.asked(options))
-    trained = assemble.with_variance(trained, sampling)
+    trained = drawing.trained(options.run, options.checkpoint, options.weights)
+    sampling = drawing.sampling(trained.experiment, settings.asked(options))
+    trained = drawing.with_variance(trained, sampling)
     path = _measure(options, trained, sampling)
     print(measure.table(json.loads(path.read_text())))
     print(path)

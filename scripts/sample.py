@@ -29,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
     """Draw; see the module's text."""
     options = _parser().parse_args(argv)
     from lab.training.signals import Stopper
-    from scripts import assemble, gallery
+    from scripts import drawing, gallery
 
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
-    trained = assemble.trained(options.run, options.checkpoint, options.weights)
-    sampling = assemble.sampling(trained.experiment, settings.asked(options))
-    trained = assemble.with_variance(trained, sampling)
+    trained = drawing.trained(options.run, options.checkpoint, options.weights)
+    sampling = drawing.sampling(trained.experiment, settings.asked(options))
+    trained = drawing.with_variance(trained, sampling)
     out = options.out or options.run / "samples"
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
     with Stopper().listening() as stopper, gallery.alone(out):

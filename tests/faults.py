@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 TINY_VAE = ROOT / "tests" / "tiny_vae.yaml"
 GRACE_S = 5.0
+PORTS = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -321,7 +322,19 @@ def serve(orders: Iterator[str]) -> None:
         import matplotlib.backends.backend_agg  # noqa: F401
 
     from lab.text.clip import _tokenizer
-    from scripts import assemble, average, checkup, evaluate, gallery, measure, prepare, sample, train, warm_start  # noqa: F401
+    from scripts import (  # noqa: F401
+        assemble,
+        average,
+        checkup,
+        drawing,
+        evaluate,
+        gallery,
+        measure,
+        prepare,
+        sample,
+        train,
+        warm_start,
+    )
     from scripts.benchmarks import reference, samplers  # noqa: F401
 
     _tokenizer()
@@ -379,10 +392,12 @@ def send(processes: Sequence[int], number: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, nor will: below those that the system gives out, and of this worker of pytest."""
+    for port in PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("an endless count has ended")
 
 
 def play(order: dict[str, Any], faults: Sequence[Sequence[Any]]) -> None:

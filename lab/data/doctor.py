@@ -38,7 +38,6 @@ from lab.images import to_uint8
 
 Kind = Literal["broken", "duplicate", "near", "leak", "empty", "repeated", "long", "small", "blank"]
 Count = Callable[[Sequence[str]], list[int]]
-ERRORS: tuple[Kind, ...] = ("broken", "leak")  # the others are worth a look
 THUMBNAIL = 16  # pixels on a side
 NEAR = 6.0  # grey levels of 255
 BLANK = 0.5  # grey levels of 255
@@ -109,18 +108,14 @@ class Report:
         """Give the findings of a kind."""
         return [finding for finding in self.findings if finding.kind == kind]
 
-    @property
-    def has_errors(self) -> bool:
-        """Whether something would go wrong in training, or makes held-out figures worthless."""
-        return any(self.of(kind) for kind in ERRORS)
-
 
 def look(collection: Collection, index: Index) -> Iterator[Seen]:
     """Look at every sample of a finite data set, with a progress bar."""
     heldout = index.places < collection.split.heldout
     ground = pictures.GROUNDS["white"]
     for row in tqdm(range(len(index)), desc=f"looking at {collection.path}", unit="sample", disable=None):
-        record, split = index.record(row), "heldout" if heldout[row] else "train"
+        record = index.record(row)
+        split: Split = "heldout" if heldout[row] else "train"
         silent = ("",) if any(not text for _, text in record.captions) else ()
         captions = (*spoken(record.captions, collection.captions), *silent)
         try:
@@ -130,9 +125,9 @@ def look(collection: Collection, index: Index) -> Iterator[Seen]:
             if min(picture.size) < collection.picture.smallest:
                 raise BadSample("image too small", f"{picture.width}x{picture.height}")
         except BadSample as bad:
-            yield Seen(record.id, split, captions, fault=bad)  # type: ignore[arg-type]
+            yield Seen(record.id, split, captions, fault=bad)
         else:
-            yield _seen(record.id, split, captions, picture)  # type: ignore[arg-type]
+            yield _seen(record.id, split, captions, picture)
 
 
 def look_at_slots(source: Source, split: Split, seed: int, num: int) -> Iterator[Seen]:
@@ -201,10 +196,8 @@ def _alike(good: Sequence[Seen]) -> list[Finding]:
     findings: list[Finding] = []
     for group in groups:
         findings += _family("duplicate", group, "the same pixels")
-    pairs = near_pairs([group[0].thumbnail for group in groups])
-    for members in _connected(len(groups), pairs):
-        nearest = min(distance for one, _, distance in pairs if one in members)
-        family = [each for member in sorted(members) for each in groups[member]]
+    for members, nearest in _connected(near_pairs([group[0].thumbnail for group in groups])):
+        family = [each for member in members for each in groups[member]]
         findings += _family("near", family, f"thumbnails from {nearest:.1f} grey levels apart on")
     return findings
 
@@ -221,19 +214,17 @@ def _family(kind: Kind, family: Sequence[Seen], detail: str) -> list[Finding]:
     return found
 
 
-def _connected(num: int, pairs: Sequence[tuple[int, int, float]]) -> list[set[int]]:
-    """Sets of two and more that pairs connect."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def _connected(pairs: Sequence[tuple[int, int, float]]) -> list[tuple[list[int], float]]:
+    """Give the sets of numbers that pairs connect, sorted, each with its smallest distance."""
+    from scipy.cluster.hierarchy import DisjointSet
 
-    if not pairs:
-        return []
-    ones, others, _ = zip(*pairs, strict=True)
-    _, labels = connected_components(coo_array((np.ones(len(pairs)), (ones, others)), shape=(num, num)), directed=False)
-    members = defaultdict(set)
-    for number in {*ones, *others}:
-        members[int(labels[number])].add(number)
-    return list(members.values())
+    sets = DisjointSet({number for one, other, _ in pairs for number in (one, other)})
+    for one, other, _ in pairs:
+        sets.merge(one, other)
+    nearest: dict[int, float] = {}
+    for one, _, distance in pairs:
+        nearest[sets[one]] = min(distance, nearest.get(sets[one], distance))
+    return [(sorted(sets.subset(root)), distance) for root, distance in nearest.items()]
 
 
 def near_pairs(thumbnails: Sequence[np.ndarray], limit: float = NEAR) -> list[tuple[int, int, float]]:

@@ -223,6 +223,17 @@ def load(
     raise Refused(f"{folder} cannot be used: {problem}; {remedy}")
 
 
+def named(root: Path, name: str) -> Path | None:
+    """Find a checkpoint by its folder's name or by the identity of its tensors; nothing of it is verified."""
+    if (root / name).is_dir():
+        return root / name
+    for folder in sorted(root.glob("step-*")):
+        with suppress(*UNREADABLE):
+            if identity(folder) == name:
+                return folder
+    return None
+
+
 def identity(folder: Path) -> str:
     """Name a checkpoint's tensors by 16 hexadecimal digits: the same for the same bits, whenever and wherever made."""
     files = json.loads((folder / MANIFEST).read_text())["files"]

@@ -26,7 +26,7 @@ class Stage(Protocol):
         """Give one loss per sample (b,) for a player, and per-sample metrics: (b,) to be averaged, (b, ...) to be kept.
 
         Everything random is a function of the batch's slots, and a sample's loss does not depend on the others in the
-        batch. Losses without a gradient let the player rest: neither its weights nor its moments change.
+        batch. Losses without a gradient let a player beside the model rest: neither its weights nor its moments change.
         """
         ...
 

@@ -171,7 +171,7 @@ class Updater:
             seed_torch(batch.seed, f"dropout/{name}", batch.slots[0])
             with self._runtime.autocast():
                 losses, metrics = self.stage.loss(name, batch)
-            if losses.requires_grad:  # or the player rests in this step
+            if losses.requires_grad or name == "model":  # or another player rests in this step
                 (losses.sum() * (scale / self._config.batch)).backward()
             for metric, values in {"loss": losses, **metrics}.items():
                 parts[metric].append(values.detach())

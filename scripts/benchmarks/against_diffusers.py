@@ -19,7 +19,7 @@ from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.schedule import Schedule, angle
 from lab.errors import Refused
 from lab.randomness import key, standard_normal
-from scripts import assemble
+from scripts import drawing
 from scripts.benchmarks.subject import PROMPTS, subject
 from scripts.benchmarks.timing import alternating, met, ratio
 
@@ -104,13 +104,13 @@ def benchmark(options: argparse.Namespace) -> int:
     shared = {"steps": options.steps, "spacing": "trailing", "eta": 0.0, "chunk": options.batch}
     print(f"batch {options.batch}; {runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads")
     for sampler, scheduler in SCHEDULERS.items():
-        sampling = assemble.sampling(experiment, {"sampler": sampler, **shared})
+        sampling = drawing.sampling(experiment, {"sampler": sampler, **shared})
         apart = distance(exact, sampling)
         bf16 = f"; in {runtime.precision} {distance(pipeline, sampling):.1e}" if runtime.precision != "fp32" else ""
         print(f"\n{sampler} and {scheduler}, {options.steps} steps, guidance {sampling.guidance:g}")
         print(f"largest difference of x0 in fp32: {apart:.1e}{bf16}; {met(apart, TOLERANCE, at_least=False)}")
         _race(pipeline, sampling, Theirs(pipeline, sampling), options.repeats, AS_FAST)
-    ours = assemble.sampling(experiment, {"chunk": options.batch, **RECOMMENDED})
+    ours = drawing.sampling(experiment, {"chunk": options.batch, **RECOMMENDED})
     default = ours.model_copy(update={"sampler": "ddim", "steps": THEIR_DEFAULT})
     print(f"\nours recommended ({ours.sampler} {ours.steps}, {ours.spacing}) and their DDIM of {THEIR_DEFAULT} steps")
     _race(pipeline, ours, Theirs(pipeline, default), options.repeats, FASTER)

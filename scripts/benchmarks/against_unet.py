@@ -123,7 +123,9 @@ def theirs(config: UNetConfig, size: int, width: int) -> Theirs:
     try:
         from diffusers import UNet2DConditionModel
     except ModuleNotFoundError as error:
-        raise Refused("diffusers is not installed: pip install 'diffusers>=0.42'") from error
+        raise Refused(
+            "diffusers is not installed: pip install 'diffusers>=0.42', or leave it out by --alone"
+        ) from error
     levels = range(len(config.widths))
     folded = CHANNELS * config.patch**2
     network = UNet2DConditionModel(  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from lab.data.shapes import prompts, prompts_hash
 from lab.evaluation.intervals import wilson
 from lab.evaluation.prompt_accuracy import judge
 from lab.images import from_uint8, to_uint8
-from scripts import assemble, train
+from scripts import drawing, train
 from scripts.benchmarks import tables
 from scripts.benchmarks.figures import Figures, Sheet
 from scripts.benchmarks.setting import Setting, sampling_of, setting
@@ -63,7 +63,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
 def _measure(folder: Path, one: Setting, calls: int, options: argparse.Namespace) -> Figures:
     """Draw with a sampler and judge, or take what an earlier call of the command found."""
-    trained = assemble.trained(folder)
+    trained = drawing.trained(folder)
     texts = prompts("single", options.num, options.seed)
     sampling = sampling_of(trained.experiment, one, calls)
     common = {

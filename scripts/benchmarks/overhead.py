@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
-from scripts import assemble
+from scripts import drawing
 from scripts.benchmarks.subject import PROMPTS, subject
 from scripts.benchmarks.timing import alternating, met
 from scripts.benchmarks.walks import calls_of
@@ -61,7 +61,7 @@ class Inside:
 def benchmark(options: argparse.Namespace) -> int:
     """Run the subcommand; see scripts/benchmark.py."""
     pipeline, experiment = subject(options)
-    sampling = assemble.sampling(
+    sampling = drawing.sampling(
         experiment,
         {"sampler": options.sampler, "steps": options.steps, "guidance": options.guidance, "chunk": options.batch},
     )

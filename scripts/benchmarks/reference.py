@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion.pipeline import SamplingConfig
 from lab.errors import Refused
-from scripts import assemble
+from scripts import drawing
 from scripts.benchmarks.references import References
 from scripts.benchmarks.setting import Setting, is_deterministic, sampling_of, setting
 from scripts.benchmarks.walks import in_precision, rms, walk, wanted
@@ -24,7 +24,7 @@ WIDTH = 28  # of the settings' column
 
 def benchmark(options: argparse.Namespace) -> int:
     """Run the subcommand; see scripts/benchmark.py."""
-    trained = in_precision(assemble.trained(options.run, options.checkpoint), options.precision)
+    trained = in_precision(drawing.trained(options.run, options.checkpoint), options.precision)
     requests, _ = wanted(options.num // 2, SEED)
     references = References(trained, options.out or options.run / "benchmark", SEED, options.reference_steps)
     settings = [setting(text) for text in options.settings]

@@ -15,8 +15,8 @@ from torch import Tensor
 from diffusion.pipeline import Request, SamplingConfig
 from lab.storage import write_whole
 from scripts import gallery
-from scripts.assemble import Trained
 from scripts.benchmarks.walks import walk
+from scripts.drawing import Trained
 
 STEPS = 1000
 

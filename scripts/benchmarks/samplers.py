@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 from lab.data.shapes import prompts_hash
 from lab.errors import Refused
-from scripts import assemble
-from scripts.assemble import Trained
+from scripts import assemble, drawing
 from scripts.benchmarks import plots, tables
 from scripts.benchmarks.cells import PLUS_PLUS, Cell, plan
 from scripts.benchmarks.figures import Figures, Judge, Sheet, cost
 from scripts.benchmarks.references import References
 from scripts.benchmarks.setting import is_deterministic
 from scripts.benchmarks.walks import in_precision, walk, wanted
+from scripts.drawing import Trained
 
 QUICK_NUM, QUICK_STEPS = 4, 50
 LEAST = 2  # of each kind, for a kernel distance
@@ -30,7 +30,7 @@ def benchmark(options: argparse.Namespace) -> int:
         raise Refused(f"--num {options.num}: at least {least} prompts of each kind, or 1 with --no-distances")
     if options.page:
         tables.read_page(options.page, tables.PARTS)  # a page without room is told now, not in half an hour
-    trained = in_precision(assemble.trained(options.run, options.checkpoint), options.precision)
+    trained = in_precision(drawing.trained(options.run, options.checkpoint), options.precision)
     cells = plan(trained.experiment, options)
     folder = options.out or options.run / "benchmark"
     sheet, found = measure(trained, cells, folder, options)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from diffusion.pipeline import SamplingConfig
 from lab.errors import Refused
-from scripts import assemble
+from scripts import drawing
 from scripts.assemble import DiffusionExperiment
 from scripts.benchmarks.walks import steps_for
 
@@ -59,7 +59,7 @@ def sampling_of(experiment: DiffusionExperiment, one: Setting, calls: int, **cha
     """
     fresh = {name: SamplingConfig.model_fields[name].default for name in OWN}
     steps = steps_for(str(one.changes["sampler"]), calls)
-    return assemble.sampling(experiment, {**fresh, **one.changes, "steps": steps, **changes})
+    return drawing.sampling(experiment, {**fresh, **one.changes, "steps": steps, **changes})
 
 
 def is_deterministic(sampling: SamplingConfig) -> bool:

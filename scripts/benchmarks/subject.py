@@ -7,7 +7,7 @@ import torch
 from diffusion.pipeline import Pipeline
 from lab import runtime as runtimes
 from lab.randomness import seeded
-from scripts import assemble
+from scripts import assemble, drawing
 from scripts.assemble import DiffusionExperiment
 
 PROMPTS = ("a red circle left of a blue square", "a green ring", "a pink diamond above a black cross", "")
@@ -16,7 +16,7 @@ PROMPTS = ("a red circle left of a blue square", "a green ring", "a pink diamond
 def subject(options: argparse.Namespace) -> tuple[Pipeline, DiffusionExperiment]:
     """Give what draws, and the configuration that it comes from."""
     if options.run is not None:
-        trained = assemble.trained(options.run)
+        trained = drawing.trained(options.run)
         return trained.pipeline, trained.experiment
     experiment = assemble.complete(assemble.diffusion(assemble.load(options.preset, []), options.preset))
     runtime = runtimes.start(experiment.runtime)

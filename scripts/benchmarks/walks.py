@@ -20,7 +20,7 @@ from lab.data.shapes import prompts
 from lab.errors import Refused
 from lab.runtime import Precision
 from scripts import measure
-from scripts.assemble import Trained
+from scripts.drawing import Trained
 
 KINDS = ("pair", "single")
 

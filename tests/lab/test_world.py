@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lab import world as module
+from lab.errors import ProcessLost
 from lab.world import World, _buckets
 
 
@@ -32,3 +33,28 @@ def test_buckets_hold_tensors_of_one_type_up_to_a_size(monkeypatch: pytest.Monke
     tensors = [torch.zeros(2), torch.zeros(3), torch.zeros(1), torch.zeros(9), torch.zeros(1).double()]
     assert [[t.numel() for t in bucket] for bucket in _buckets(tensors)] == [[2, 3], [1], [9], [1]]
     assert list(_buckets([])) == []
+
+
+def test_a_process_that_meets_nobody_is_an_expected_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection reset by peer\nand much more")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(module, "rendezvous", alone)
+    with pytest.raises(ProcessLost, match=r"process 1 did not meet the others \(Connection reset by peer\)"):
+        World.connect()
+
+
+def test_a_pulse_that_nobody_keeps_is_an_expected_failure() -> None:
+    class Gone:
+        def set(self, *_: object) -> None:
+            raise RuntimeError("Broken pipe")
+
+        def wait(self, *_: object) -> None:
+            raise RuntimeError("Broken pipe")
+
+    world = World(1, 2)
+    world._pulses = Gone()  # type: ignore[assignment]
+    with pytest.raises(ProcessLost, match=r"process 1 lost the others \(Broken pipe\); last seen: none of them"):
+        world.beat(3)

@@ -150,9 +150,9 @@ MUTANTS = (
     Mutant(
         12,
         "a trained run is sampled with the default schedule",
-        "scripts/assemble.py",
+        "scripts/drawing.py",
         "    made = diffusion_stage(experiment, runtime)\n",
-        "    default = DiffusionConfig(unet=experiment.stage.unet)\n"
+        "    default = type(experiment.stage)(unet=experiment.stage.unet)\n"
         '    made = diffusion_stage(experiment.model_copy(update={"stage": default}), runtime)\n',
         "tests/scripts/test_sample.py::test_a_run_is_drawn_as_it_was_trained",
     ),

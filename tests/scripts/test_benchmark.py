@@ -24,8 +24,7 @@ from lab.data.shapes import Shapes
 from lab.errors import BadData, Refused
 from lab.rundir import RunDir
 from lab.text.auto import TransformerText
-from scripts import assemble, benchmark
-from scripts.assemble import Trained
+from scripts import assemble, benchmark, drawing
 from scripts.benchmarks import (
     against_diffusers,
     against_unet,
@@ -44,6 +43,7 @@ from scripts.benchmarks.references import References
 from scripts.benchmarks.setting import is_deterministic, sampling_of, setting
 from scripts.benchmarks.timing import alternating
 from scripts.benchmarks.walks import Counter, calls_of, in_precision, rms, steps_for, walk, wanted
+from scripts.drawing import Trained
 from tests.faults import TINY, Scripts
 from tests.lab.data.test_finite import make
 from vae.codec import Pixels
@@ -51,7 +51,7 @@ from vae.codec import Pixels
 
 @pytest.fixture(scope="module")
 def trained(reference: Path) -> Trained:
-    return assemble.trained(reference)
+    return drawing.trained(reference)
 
 
 def options_of(*arguments: object) -> argparse.Namespace:

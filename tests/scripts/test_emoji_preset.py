@@ -42,7 +42,7 @@ def words(tmp_path: Path) -> list[str]:
 
 
 def test_killed_in_the_second_step_it_goes_on_bit_for_bit(script: Scripts, words: list[str], tmp_path: Path) -> None:
-    fixed = ("train.steps=2", "train.checkpoint_every=1", "runtime.precision=bf16", "runtime.channels_last=false")
+    fixed = ("train.steps=2", "train.checkpoint_every=1", "runtime.precision=fp32", "runtime.channels_last=true")
     command = ("train", PRESET, *words, *fixed, "--run")
     done = script(*command, tmp_path / "whole")
     assert done.code == 0, done.err
@@ -58,7 +58,7 @@ def first_step(run: Path, *settings: str) -> tuple[float, float, list[str]]:
 
     Returns:
         Seconds from the start of the process to the end of the step, by the clock; seconds of the processor for the
-        whole process, which the clock would show at most on an idle machine; and what was imported.
+        whole process; and what was imported.
     """
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
     command = [sys.executable, "-c", TRAIN, str(PRESET), *settings, "train.steps=1", "--run", str(run)]
@@ -77,11 +77,11 @@ def show(caches: str, clock: float, processor: float) -> None:
 def test_the_first_step_comes_soon_and_with_full_caches_without_the_encoder(words: list[str], tmp_path: Path) -> None:
     clock, processor, imported = first_step(tmp_path / "empty", *words)
     show("empty", clock, processor)
-    assert min(clock, processor) < 60
+    assert clock < 60
     assert imported == ["transformers", "tokenizers"]
     experiment = assemble.load(PRESET, words)
     assert "captions, " in checkup.fill(experiment.data, checkup.encoder(experiment))
     clock, processor, imported = first_step(tmp_path / "full", *words)
     show("full", clock, processor)
-    assert min(clock, processor) < 15
+    assert clock < 15
     assert imported == []

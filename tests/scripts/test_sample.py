@@ -12,7 +12,7 @@ from diffusion.schedule import Flow
 from lab.images import read_image, read_metadata
 from lab.rundir import RunDir
 from lab.training import checkpoint
-from scripts import assemble
+from scripts import assemble, drawing
 from tests.faults import TINY, Done, Scripts
 
 PROMPT = "a red circle above a blue square"
@@ -109,7 +109,7 @@ def test_a_run_is_drawn_as_it_was_trained(script: Scripts, tmp_path: Path) -> No
     own = ("stage.schedule.kind=flow", "stage.schedule.shift=2", "stage.parameterization.kind=x0")
     short = ("train.steps=1", "train.preview_every=0", "runtime.threads=0")
     assert script("train", TINY, *own, *short, "--run", tmp_path).code == 0
-    denoiser = assemble.trained(tmp_path).pipeline.model.denoiser
+    denoiser = drawing.trained(tmp_path).pipeline.model.denoiser
     assert (denoiser.schedule, denoiser.parameterization) == (Flow(shift=2.0), X0())
 
 
@@ -130,7 +130,7 @@ def test_another_sampler_has_nothing_of_the_one_it_replaces(
 ) -> None:
     own = ("sampler: ddim", "eta: 1.0", "spacing: karras", "logsnr_limits: [-6, 6]")
     experiment = assemble.load(TINY, [f"stage.sampling={{{', '.join(own)}}}"])
-    got = assemble.sampling(experiment, changes)
+    got = drawing.sampling(experiment, changes)
     assert {name: getattr(got, name) for name in expected} == expected
 
 

@@ -81,7 +81,7 @@ def test_two_processes_make_the_steps_of_one(script: Scripts, tmp_path: Path) ->
     double = [[(in_double,)], [(in_double,)]]
     assert script("train", TINY_VAE, *words, tmp_path / "one", fault=(in_double,)).code == 0
     done = script.together("train", TINY_VAE, *words, tmp_path / "two", faults=double)
-    assert [each.code for each in done] == [0, 0], done[0].err
+    assert [each.code for each in done] == [0, 0], [each.err for each in done]
     stop = [[(signal_at, "loss", 9, SIGTERM), (in_double,)]] * 2
     assert {e.code for e in script.together("train", TINY_VAE, *words, tmp_path / "cut", faults=stop)} == {143}
     assert script("train", TINY_VAE, *words, tmp_path / "cut", fault=(in_double,)).code == 0

@@ -146,7 +146,6 @@ def test_the_report_counts_everything(planter: Planter, report: Report) -> None:
     firsts = [str(row["captions"][0]) for row in planter.rows]  # type: ignore[index]
     assert report.samples["heldout"] == sum(place(plain(first)) < 0.1 for first in firsts)
     assert len(report.sizes) == len(planter.rows) - EACH
-    assert report.has_errors
 
 
 def test_an_endless_world_has_no_errors() -> None:

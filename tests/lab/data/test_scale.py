@@ -50,12 +50,12 @@ def opened(folder: Path, cache: Path) -> Finite:
 
 @pytest.mark.slow
 def test_the_first_batch_comes_within_five_seconds(many: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The best of three listings, in seconds of this process, for others may be using the processors."""
+    """The best of three listings, by the clock."""
     seconds = []
     for _ in range(3):
-        began = time.process_time()
+        began = time.monotonic()
         Loader(opened(many, tmp_path_factory.mktemp("cache")), seed=0).batch(range(BATCH))
-        seconds.append(time.process_time() - began)
+        seconds.append(time.monotonic() - began)
     assert min(seconds) < 5, seconds
 
 

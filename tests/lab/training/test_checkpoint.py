@@ -394,3 +394,10 @@ def test_an_identity_is_of_the_content(root: Path, tmp_path: Path) -> None:
     )
     assert identity(first) == identity(same) != identity(other)
     assert len(identity(first)) == 16
+
+
+def test_one_is_found_by_its_name_or_its_identity_also_beside_a_torn_one(root: Path) -> None:
+    (root / "step-00000001").mkdir(parents=True)  # torn: nothing in it
+    folder = save(root, snapshot(2), FACTS)
+    assert checkpoint.named(root, "step-00000002") == checkpoint.named(root, identity(folder)) == folder
+    assert checkpoint.named(root, "0123456789abcdef") is None

@@ -192,7 +192,7 @@ def test_what_cannot_be_sharded_is_refused(
     script: Scripts, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     done = together(script, 2, *words, "--run", tmp_path / "run")
-    assert {each.code for each in done} <= {2, -SIGTERM}
+    assert {each.code for each in done} <= {2, 75, -SIGTERM}  # who is faster: the launcher, or the loss of the other
     assert any(each.code == 2 and message in each.err for each in done)
 
 

@@ -59,6 +59,20 @@ def test_a_sample_that_does_not_fit_alone_ends_the_run_with_the_remedy(tmp_path:
         made.fit()
 
 
+class Detached(Line):
+    """A stage that has lost its gradient on the way."""
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        losses, metrics = super().loss(player, batch)
+        return losses.detach(), metrics
+
+
+def test_a_model_whose_loss_has_no_gradient_is_a_mistake(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run", Detached())
+    with made.rundir, pytest.raises(RuntimeError, match="does not require grad"):
+        made.fit()
+
+
 STEADY = OptimizerConfig(rate=0.05, warm_up=0, decay="none", weight_decay=0.0, clip=0)
 
 

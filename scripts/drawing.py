@@ -1,0 +1,109 @@
+"""From a run to a model that draws: its weights, its sampler settings, and the variance that some samplers ask for."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from diffusion.optimal_variance import OptimalVariance, measure
+from diffusion.pipeline import TAKERS, Pipeline, SamplingConfig, times_of
+from lab import config as configuration
+from lab import runtime as runtimes
+from lab.data.loader import Loader
+from lab.data.sources import source
+from lab.errors import BadData, Refused
+from lab.rundir import RunDir
+from lab.storage import write_whole
+from lab.training import snapshot
+from scripts.assemble import DiffusionExperiment, diffusion, diffusion_stage, saved
+
+VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, ready to draw, and where it came from.
+
+    Attributes:
+        pipeline: draws images.
+        experiment: the run's own configuration.
+        run: its directory, for reading.
+        origin: run id, hash of the checkpoint and which weights: a part of every image's recipe.
+        state: of the checkpoint: step, samples seen, seconds of training (not of an average that was made later).
+    """
+
+    pipeline: Pipeline
+    experiment: DiffusionExperiment
+    run: RunDir
+    origin: Mapping[str, str]
+    state: Mapping[str, Any]
+
+
+def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
+    """Load a run's model, ready to draw; see ``saved``.
+
+    Raises:
+        Refused: as from ``saved``, or the weights do not fit the run's own configuration.
+        BadData: every checkpoint is broken.
+    """
+    found = saved(path, checkpoint_name, weights)
+    experiment = diffusion(found.experiment, path)
+    runtime = runtimes.start(experiment.runtime)
+    made = diffusion_stage(experiment, runtime)
+    if problems := snapshot.misfits(found.weights, made.players):
+        raise Refused(f"{path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
+    snapshot.fill(made.players, found.weights)
+    model = runtime.place(made.players["model"]).eval()
+    return Trained(made.pipeline(model), experiment, found.run, found.origin, found.state)
+
+
+def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
+    """Give a run its optimal variance where the sampler asks for it: read, or measured now and kept in the run.
+
+    What was measured becomes a part of the origin, and so of every recipe.
+
+    Raises:
+        Refused: the run was trained with offset noise, for which it is not made.
+        BadData: the file of the measurement is spoilt.
+    """
+    if sampling.variance != "optimal":
+        return trained
+    experiment, pipeline = trained.experiment, trained.pipeline
+    if experiment.stage.loss.offset_noise > 0:
+        raise Refused("variance optimal is for white noise, and this run has loss.offset_noise: take upper or lower")
+    path = trained.run.path / f"variance-{trained.origin['checkpoint']}-{trained.origin['weights']}.json"
+    if not path.exists():
+        loader, size = Loader(source(experiment.data), experiment.seed), VARIANCE_BATCH
+        starts = tqdm(range(0, VARIANCE_SAMPLES, size), desc="optimal variance, measured once", unit="batch")
+        batches = (loader.batch(range(start, start + size)) for start in starts)
+        measured = measure(pipeline.model, pipeline.codec, pipeline.runtime, batches)
+        write_whole(path, (measured.model_dump_json(indent=1) + "\n").encode())
+        print(f"measured the optimal variance: {path}")
+    try:
+        variance = OptimalVariance.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise BadData(f"{path} does not hold a measured variance; delete it, and it is measured again") from error
+    name = hashlib.sha256(variance.model_dump_json().encode()).hexdigest()[:16]
+    return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
+
+
+def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> SamplingConfig:
+    """Give the run's own sampler settings with some of them changed.
+
+    Another sampler or spacing brings none of what was set for the one that it replaces: a run's ``eta`` of DDIM does
+    not make DPM-Solver++ stochastic.
+
+    Raises:
+        Refused: an unknown sampler, a value that cannot be, or steps that do not fit the schedule.
+    """
+    own = experiment.stage.sampling.model_dump(mode="json")
+    replaced = {choice for choice in ("sampler", "spacing") if changes.get(choice, own[choice]) != own[choice]}
+    for setting, choice, _ in TAKERS:
+        if choice in replaced:
+            del own[setting]
+    chosen = configuration.parse({**own, **changes}, SamplingConfig, "sampler settings")
+    times_of(chosen, experiment.stage.schedule)
+    return chosen
