@@ -188,6 +188,7 @@ def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, sta
     if start is not None:
         snapshot.fill(made.players, start.weights)
     environment = rundir.environment()
+    process = environment["processes"][-1] if world.is_first else {}  # the others write nothing, and may be here sooner
     return Trainer(
         stage=made,
         loader=Loader(data, experiment.seed, experiment.train.workers),
@@ -200,7 +201,7 @@ def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, sta
             "threads": torch.get_num_threads(),
             "processes": world.size,
             "precision": runtime.precision,
-            **{k: v for k, v in environment["processes"][-1].items() if k in ("commit", "dirty", "packages")},
+            **{k: v for k, v in process.items() if k in ("commit", "dirty", "packages")},
             **{k: v for k, v in environment.items() if k == "init_from"},
         },
         evaluators=_evaluators(experiment, made),

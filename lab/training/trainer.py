@@ -139,14 +139,15 @@ class Trainer:
                     for name, picture in self.stage.charts().items():
                         self.rundir.save_picture(0, name, picture)
                 signal = self._loop(stopper)
+                if not signal or (self.is_done and not self._observer.is_behind):
+                    self._status("finished")
+                    return 0
+                self._status("preempted", f"signal {signal}")
+                self.runtime.world.largest(0)  # wait, or the launcher ends the first process while it writes
+                return 128 + signal
         except BaseException as error:
             self._status("failed", f"{type(error).__name__}: {error}")
             raise
-        if signal and (not self.is_done or self._observer.is_behind):
-            self._status("preempted", f"signal {signal}")
-            return 128 + signal
-        self._status("finished")
-        return 0
 
     def state(self) -> checkpoint.Snapshot:
         """Give the whole state at a step boundary."""

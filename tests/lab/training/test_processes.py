@@ -41,6 +41,12 @@ def together(
     return script.together("train", TINY, *words, faults=given)
 
 
+def are_stopped(done: list[Done]) -> bool:
+    """Whether a polite signal ended all; the launcher passes it on to one that has nothing left to do but to exit."""
+    codes = [each.code for each in done]
+    return 128 + SIGTERM in codes and set(codes) <= {128 + SIGTERM, -SIGTERM}
+
+
 def end(run: Path) -> Path:
     folder = checkpoint.latest(run / "ckpt")
     assert folder is not None
@@ -70,7 +76,7 @@ def test_two_processes_make_the_steps_of_one_and_each_goes_on_with_the_other_s_r
     assert done[1].out == ""
     for name, first, then in (("one-two", double[:1], double), ("two-one", double, double[:1])):
         stop = [[(signal_at, "loss", 3, SIGTERM), *own] for own in first]
-        assert {each.code for each in script.together("train", TINY, *words, tmp_path / name, faults=stop)} == {143}
+        assert are_stopped(script.together("train", TINY, *words, tmp_path / name, faults=stop))
         assert {each.code for each in script.together("train", TINY, *words, tmp_path / name, faults=then)} == {0}
     for name in ("two", "one-two", "two-one"):
         assert 0 <= distance(tmp_path / "one", tmp_path / name) <= 1e-12
@@ -104,7 +110,7 @@ def test_a_run_of_two_continues_bit_for_bit(script: Scripts, pair: Path, tmp_pat
 def test_a_signal_to_one_process_stops_all_at_the_same_step(script: Scripts, pair: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = together(script, 2, "--run", run, faults={1: (signal_at, "loss", 5, SIGTERM)})
-    assert [each.code for each in done] == [143, 143]
+    assert are_stopped(done), [each.err for each in done]
     status = RunDir.view(run).status()
     assert status is not None
     assert (status.state, status.checkpoint) == ("preempted", f"step-{status.step:08d}")
@@ -164,7 +170,7 @@ def test_shards_make_the_same_run_and_any_number_of_processes_goes_on_with_it(sc
     assert [done.code for done in together(script, 2, *sharded, tmp_path / "two")] == [0, 0]
     assert 0 < distance(tmp_path / "one", tmp_path / "two") <= 1e-5
     stopped = together(script, 2, *sharded, tmp_path / "cut", faults={1: (signal_at, "loss", 5, SIGTERM)})
-    assert [done.code for done in stopped] == [143, 143]
+    assert are_stopped(stopped)
     assert end(tmp_path / "cut").name == "step-00000003"
     assert [done.code for done in together(script, 2, *sharded, tmp_path / "cut")] == [0, 0]
     assert differences(tmp_path / "two", tmp_path / "cut") == set()
@@ -176,7 +182,7 @@ def test_one_process_goes_on_with_the_shards_of_two(script: Scripts, tmp_path: P
     sharded = ("train.preview_every=0", *SHARDED)
     assert script("train", TINY, *sharded, tmp_path / "one").code == 0
     stopped = together(script, 2, *sharded, tmp_path / "two", faults={0: (signal_at, "loss", 3, SIGTERM)})
-    assert [done.code for done in stopped] == [143, 143]
+    assert are_stopped(stopped)
     assert script("train", TINY, *sharded, tmp_path / "two").code == 0
     assert 0 < distance(tmp_path / "one", tmp_path / "two") <= 1e-5
 
@@ -192,7 +198,8 @@ def test_what_cannot_be_sharded_is_refused(
     script: Scripts, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     done = together(script, 2, *words, "--run", tmp_path / "run")
-    assert {each.code for each in done} <= {2, 75, -SIGTERM}  # who is faster: the launcher, or the loss of the other
+    # Who is faster: the launcher, or the loss of the other?
+    assert {each.code for each in done} <= {2, 75, -SIGTERM}, [each.err for each in done]
     assert any(each.code == 2 and message in each.err for each in done)
 
 
