@@ -20,7 +20,7 @@ StageConfig = TypeVar("StageConfig", bound=Config, covariant=True)
 # weights and of an autoencoder: each must be the same there.
 FREE = (
     *("name", "runtime", "evaluate", "stage.sampling", "train", "text.cache", "text.pretrained"),
-    *("stage.codec.run", "stage.codec.pretrained", "stage.codec.precision", "stage.codec.tile"),
+    *("stage.codec.run", "stage.codec.pretrained", "stage.codec.precision", "stage.codec.tile", "stage.codec.cache"),
 )
 PLACES = re.compile(r"data\.(parts\.[^.]+\.)?(path|folder|cache|max_bad|remedy|keep_gb|allow_pipe)")
 BOUND = ("train.batch", "train.ema", "train.init_from")

@@ -37,6 +37,7 @@ from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from scripts import latent
 from vae import perceptual, published
+from vae.cached import Cached, folder_of
 from vae.codec import Codec, Pixels, PixelsConfig
 from vae.latent import Latents, LatentsConfig, Origin
 from vae.published import PublishedConfig
@@ -154,8 +155,11 @@ def codec(config: AnyCodec, runtime: Runtime) -> Codec:
     """
     if isinstance(config, PixelsConfig):
         return Pixels()
-    if isinstance(config, PublishedConfig):
-        return published.build(config, runtime)
+    made = published.build(config, runtime) if isinstance(config, PublishedConfig) else _trained_codec(config, runtime)
+    return Cached(made, folder_of(config.cache, config)) if config.cache else made
+
+
+def _trained_codec(config: LatentsConfig, runtime: Runtime) -> Latents:
     assert config.origin is not None, "the autoencoder is found before the codec is built"
     assert config.statistics is not None
     path, origin = Path(config.run), config.origin

@@ -62,6 +62,7 @@ class LatentsConfig(Config):
         run: the directory of that run; it may be moved, and trained further if the checkpoint is kept.
         weights: which of its weights, as of ``scripts/sample.py --weights``.
         tile: side in pixels of the tiles that are decoded one by one; 0 decodes the whole at once.
+        cache: folder of finished latents, shared by all runs (``vae.cached``); none if null.
         origin: what was found there when the run started, filled in then.
         statistics: of the latents, filled in then.
     """
@@ -70,6 +71,7 @@ class LatentsConfig(Config):
     run: str = Field(min_length=1)
     weights: str = "ema"
     tile: int = Field(0, ge=0)
+    cache: str | None = None
     origin: Origin | None = None
     statistics: Statistics | None = None
 

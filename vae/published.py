@@ -50,6 +50,7 @@ class PublishedConfig(Config):
         pretrained: a folder as diffusers writes it, or a repository of the hub; it may be moved.
         precision: of the autoencoder's own arithmetic; some published encoders overflow in 16 bits.
         tile: side in pixels of the tiles that are decoded one by one, and blended; 0 decodes the whole at once.
+        cache: folder of finished latents, shared by all runs (``vae.cached``); none if null.
         found: what was found there when the run started, filled in then.
     """
 
@@ -57,6 +58,7 @@ class PublishedConfig(Config):
     pretrained: str = Field(min_length=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     tile: int = Field(0, ge=0)
+    cache: str | None = None
     found: Published | None = None
 
     @property

@@ -102,6 +102,24 @@ def test_what_does_not_fit_is_one_line(script: Scripts, preset: Path, words: tup
     assert answer in done.err.splitlines()[-1]
 
 
+def test_prepared_latents_are_read_and_never_computed_again(script: Scripts, preset: Path, tmp_path: Path) -> None:
+    words = (f"stage.codec.cache={tmp_path / 'cache'}", "train.steps=3", "evaluate.every_steps=0")
+    done = script("prepare", preset, *words, "--num", 4, "--out", tmp_path / "doctor")
+    assert done.code == 0, done.err
+    assert "latent cache: 18 images, 18 of them new" in done.out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert script("train", preset, *words, "--run", tmp_path / "cached").code == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == before
+    assert script("train", preset, *words[1:], "--run", tmp_path / "plain").code == 0
+    losses = [
+        [json.loads(line)["train/loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("cached", "plain")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    again = script("prepare", preset, *words, "--num", 4, "--out", tmp_path / "doctor")
+    assert "latent cache: 18 images, 0 of them new" in again.out
+
+
 def test_a_published_autoencoder_that_moved_is_gone_on_with_and_another_is_not(
     script: Scripts, preset: Path, tmp_path: Path
 ) -> None:
