@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from diffusion.optimal_variance import OptimalVariance, measure
 from diffusion.pipeline import TAKERS, Pipeline, SamplingConfig, times_of
+from diffusion.stage import DiffusionStage
 from lab import config as configuration
 from lab import runtime as runtimes
 from lab.data.loader import Loader
@@ -29,6 +30,7 @@ class Trained:
 
     Attributes:
         pipeline: draws images.
+        stage: what it was trained by.
         experiment: the run's own configuration.
         run: its directory, for reading.
         origin: run id, hash of the checkpoint and which weights: a part of every image's recipe.
@@ -36,6 +38,7 @@ class Trained:
     """
 
     pipeline: Pipeline
+    stage: DiffusionStage
     experiment: DiffusionExperiment
     run: RunDir
     origin: Mapping[str, str]
@@ -57,7 +60,7 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         raise Refused(f"{path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
     snapshot.fill(made.players, found.weights)
     model = runtime.place(made.players["model"]).eval()
-    return Trained(made.pipeline(model), experiment, found.run, found.origin, found.state)
+    return Trained(made.pipeline(model), made, experiment, found.run, found.origin, found.state)
 
 
 def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:

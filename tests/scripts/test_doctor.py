@@ -1,0 +1,35 @@
+"""scripts/doctor.py: every check is printed, findings with their remedies; nothing of the run is changed."""
+
+import json
+from pathlib import Path
+
+from tests.faults import TINY, Scripts
+from tests.lab.training.test_resume import differences
+
+
+def test_a_run_that_has_learned_nothing_is_told_so(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert script("train", TINY, "train.preview_every=0", "--run", run).code == 0
+    assert differences(reference, run) == set()
+    done = script("doctor", run)
+    assert done.code == 0, done.err
+    told = json.loads((run / "doctor.json").read_text())
+    ill = {symptom["name"] for symptom in told if symptom["is_ill"]}
+    assert "deaf to text" in ill
+    assert {"data out of range", "signal at the last step", "null condition"}.isdisjoint(ill)
+    assert done.out.count("FINDING") == done.out.count("remedy: ") == len(ill)
+    assert done.out.count("ok  ") == len(told) - len(ill)
+    assert done.out.splitlines()[-1] == f"{len(ill)} findings in {len(told)} checks"
+    assert differences(reference, run) == set()
+
+
+def test_the_record_alone_is_looked_at_without_the_model(script: Scripts, reference: Path) -> None:
+    done = script("doctor", reference, "--record")
+    assert done.code == 0, done.err
+    assert "starving" in done.out
+    assert "deaf" not in done.out
+
+
+def test_what_is_no_run_is_refused(script: Scripts, tmp_path: Path) -> None:
+    done = script("doctor", tmp_path)
+    assert (done.code, "is not a run directory" in done.err) == (2, True)
