@@ -23,6 +23,7 @@ from lab.data.shapes import ShapesConfig, prompts
 from lab.data.source import Source
 from lab.data.sources import source
 from lab.errors import Refused
+from lab.evaluation import perceptual
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.experiment import EvaluateConfig, Experiment
 from lab.images import from_uint8, to_uint8
@@ -36,7 +37,6 @@ from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from scripts import latent
-from vae import perceptual
 from vae.codec import Codec, Pixels
 from vae.latent import AnyCodec, Latents, LatentsConfig, Origin
 from vae.stage import AutoencoderStage, VaeConfig

@@ -7,6 +7,7 @@ was divided into micro-batches and processes.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -113,6 +114,29 @@ class Codebook(nn.Module):
         self.codes.copy_(self.sums / self.uses[:, None])
 
 
+@dataclass(frozen=True)
+class Use:
+    """Which codes a set of quantised latents has.
+
+    Attributes:
+        codes: how many there could be.
+        used: how many different ones occur.
+        perplexity: the exponential of the entropy of their shares: as many codes in even use say as much.
+    """
+
+    codes: int
+    used: int
+    perplexity: float
+
+
+def use(latents: Tensor, codes: int) -> Use:
+    """Count the codes of (b, c, h, w) quantised latents, of which there are ``codes``."""
+    vectors = rearrange(latents, "b c h w -> (b h w) c").double()
+    _, counts = vectors.unique(dim=0, return_counts=True)
+    entropy = torch.special.entr(counts / counts.sum()).sum()
+    return Use(codes, len(counts), entropy.exp().item())
+
+
 class FiniteScalar(Config):
     """A latent whose channels are each rounded to a few levels: a codebook that cannot collapse, for it is not learned.
 
@@ -134,6 +158,11 @@ class FiniteScalar(Config):
     def features(self) -> int:
         """Channels that the encoder gives."""
         return self.channels
+
+    @property
+    def codes(self) -> int:
+        """How many there are."""
+        return math.prod(self.levels)
 
     def __call__(self, features: Tensor) -> Posterior:
         """Round (b, c, h, w) features to the levels, evenly spaced in [-1, 1]; the gradient is that of a tanh."""

@@ -1,6 +1,9 @@
-"""Confidence intervals of proportions."""
+"""Confidence intervals of proportions and of means."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
+from statistics import fmean, stdev
 
 Z95 = 1.959963984540054
 
@@ -26,3 +29,40 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     centre = (successes + z * z / 2) / (n + z * z)
     half = z * sqrt(successes * (n - successes) / n + z * z / 4) / (n + z * z)
     return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a measure over images with its 95 % interval.
+
+    Attributes:
+        value: the mean.
+        low, high: the interval, which covers the mean over all images that might have been drawn.
+        n: images.
+        unit: of the measure; "" for a pure number.
+        interval: the kind of interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str = ""
+    interval: str = "95 %, Student's t over images"
+
+
+def mean(values: Sequence[float], unit: str = "") -> Mean:
+    """Give the mean of independent values, at least 2, with Student's interval.
+
+    Raises:
+        ValueError: fewer than 2 values say nothing of their spread.
+
+    Source: Student 1908, Biometrika 6, 1.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"the interval of a mean needs at least 2 values, not {n}")
+    from scipy.special import stdtrit
+
+    value, half = fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / sqrt(n)
+    return Mean(value, value - half, value + half, n, unit)
