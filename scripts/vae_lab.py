@@ -31,7 +31,8 @@ from scripts.heldout import Pictures
 from scripts.paired import Outcome, Poll
 from vae import quantizer
 from vae.autoencoder import Autoencoder
-from vae.posterior import Gaussian, Posterior
+from vae.posterior import Posterior
+from vae.quantizer import Codebook, FiniteScalar
 from vae.spectrum import radial_power
 from vae.stage import VaeConfig
 
@@ -116,7 +117,7 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
         "above": {
             name: outcomes["autoencoder"].above(made) for name, made in outcomes.items() if name != "autoencoder"
         },
-        "latent": _anatomy(config, latents),
+        "latent": _anatomy(subject.model, latents),
     }
     if extractor is not None:
         figures["distances"] = _distances(outcomes["autoencoder"].images, pictures.images, config, extractor)
@@ -145,7 +146,7 @@ def table(figures: Mapping[str, Any]) -> str:
         rows.append(f"  channel {channel}: mean {mean:+.3f}, standard deviation {std:.3f}")
     rows.append(f"  power by cycles per side (white: 1): {'  '.join(f'{p:.2f}' for p in kind['spectrum'])}")
     if "codes" in kind:
-        rows.append("  codes: {used} of {codes} used, perplexity {perplexity:.1f}".format(**kind["codes"]))
+        rows.append("  codes: {used} of {num_codes} used, perplexity {perplexity:.1f}".format(**kind["codes"]))
     return "\n".join(rows)
 
 
@@ -159,17 +160,19 @@ def _baselines(config: VaeConfig, fitted: Pictures) -> dict[str, paired.Images]:
     }
 
 
-def _anatomy(config: VaeConfig, latents: Tensor) -> dict[str, Any]:
+def _anatomy(model: Autoencoder, latents: Tensor) -> dict[str, Any]:
     """Scale, spectrum and use of codes."""
-    kind, shape = config.autoencoder.latent, list(latents.shape[1:])
+    kind, shape = model.latent, list(latents.shape[1:])
     found = {
         "shape": shape,
-        "compression": 3 * config.autoencoder.factor**2 / shape[0],
+        "compression": 3 * model.config.factor**2 / shape[0],
         "mean": latents.double().mean(dim=(0, 2, 3)).tolist(),
         "std": latents.double().std(dim=(0, 2, 3)).tolist(),
         "spectrum": radial_power(latents).tolist(),
     }
-    return found if isinstance(kind, Gaussian) else {**found, "codes": asdict(quantizer.use(latents, kind.codes))}
+    if isinstance(kind, Codebook | FiniteScalar):
+        found["codes"] = asdict(quantizer.use(latents, kind))
+    return found
 
 
 def _distances(made: Tensor, wanted: Tensor, config: VaeConfig, extractor: EfficientNetLite0) -> list[dict[str, Any]]:

@@ -126,22 +126,19 @@ def test_vectors_for_learning_keep_the_order_of_the_positions() -> None:
     torch.testing.assert_close(rearrange(vectors, "b (h w) c -> b c h w", h=4), features)
 
 
-def test_the_use_of_codes_is_counted() -> None:
-    latents = torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.0, 0.0, 1.0, 2.0]])  # three of four codes; one is used twice
-    found = use(torch.stack([latents, latents]).unsqueeze(2), codes=4)
-    assert (found.codes, found.used) == (4, 3)
+def test_the_use_of_a_codebook_is_counted() -> None:
+    made = Codebook(CONFIG)
+    numbers = torch.tensor([[0, 0, 1, 2], [1, 0, 0, 2]])
+    latents = rearrange(made.codes[numbers], "b l c -> b c 1 l")
+    found = use(latents + 1e-6, made)
+    assert (found.num_codes, found.used) == (5, 3)
     assert found.perplexity == pytest.approx(2**1.5)
+    assert use(made(drawn(50, 3, 8, 8).float()).mean, made).used == 5  # not as many as roundings of the gradient's path
 
 
-def test_the_latents_of_a_codebook_are_counted_as_its_own_choices() -> None:
-    codebook, features = Codebook(VectorQuantized(channels=3, codes=8)), torch.randn(5, 3, 6, 6)
-    codebook.uses.copy_(codebook.nearest(features.movedim(1, -1)).flatten().bincount(minlength=8))
-    found = use(codebook(features).mean, codes=8)
-    assert found.used == (codebook.uses > 0).sum()
-    assert found.perplexity == pytest.approx(codebook.perplexity().item(), rel=1e-5)
-
-
-def test_finite_scalars_have_as_many_codes_as_the_product_of_their_levels() -> None:
+def test_the_use_of_finite_scalars_is_counted() -> None:
     config = FiniteScalar(levels=(4, 3))
-    latents = config(10 * torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))).mean
-    assert use(latents, config.codes).used == config.codes == 12
+    found = use(config(10 * drawn(64, 2, 8, 8)).mean, config)
+    assert (found.num_codes, found.used) == (12, 12)
+    assert 6 < found.perplexity < 12
+    assert use(config(drawn(1, 2, 1, 1)).mean, config).used == 1
