@@ -37,15 +37,19 @@ from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from scripts import latent
+from superres.fast_stage import FastStage, FastStageConfig
 from vae.codec import Codec, Pixels
 from vae.latent import AnyCodec, Latents, LatentsConfig, Origin
 from vae.stage import AutoencoderStage, VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
 VaeExperiment = Experiment[VaeConfig]
-AnyExperiment = Experiment[Annotated[DiffusionConfig | VaeConfig, Field(discriminator="kind")]]
+AnyStageConfig = DiffusionConfig | VaeConfig | FastStageConfig
+AnyStage = DiffusionStage | AutoencoderStage | FastStage
+AnyExperiment = Experiment[Annotated[AnyStageConfig, Field(discriminator="kind")]]
 Asked = TypeVar("Asked", bound=AnyExperiment)
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
+SUBJECTS = {"vae": "an autoencoder", "fast": "a fast decoder"}  # by the kind of their stage
 
 
 def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
@@ -55,23 +59,39 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
         Refused: a mistake in it, or the network does not fit the size of the images.
     """
     experiment = configuration.load(path, overrides, AnyExperiment)
-    config = experiment.stage
-    if isinstance(config, DiffusionConfig):
-        factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
-        if isinstance(config.codec, LatentsConfig):
-            factor, keys = factor * _factor(config.codec), f"{keys}, times the autoencoder's factor"
-    else:
-        factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
-        if config.loss.equivariance:
-            factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
+    factor, keys = _divisor(experiment.stage)
     if experiment.data.size % factor:
         raise Refused(
             f"{path}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "
             f"({keys}): change one of them"
         )
-    if isinstance(config, VaeConfig) and experiment.evaluate.every_steps:
-        raise Refused(f"{path}: an autoencoder obeys no prompts: set evaluate.every_steps=0")
+    if isinstance(experiment.stage, FastStageConfig) and experiment.stage.crop > experiment.data.size:
+        raise Refused(f"{path}: stage.crop={experiment.stage.crop} is more than data.size={experiment.data.size}")
+    if not isinstance(experiment.stage, DiffusionConfig) and experiment.evaluate.every_steps:
+        raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
     return experiment
+
+
+def _divisor(config: AnyStageConfig) -> tuple[int, str]:
+    """What must divide the side of the images, and the keys that it comes from."""
+    match config:
+        case FastStageConfig():
+            return config.decoder.factor, "stage.decoder.factor"
+        case VaeConfig():
+            factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
+            return (
+                (2 * factor, f"{keys}, and once more by stage.loss.equivariance")
+                if config.loss.equivariance
+                else (factor, keys)
+            )
+        case DiffusionConfig():
+            factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
+            is_latent = isinstance(config.codec, LatentsConfig)
+            return (
+                (factor * _factor(config.codec), f"{keys}, times the autoencoder's factor")
+                if is_latent
+                else (factor, keys)
+            )
 
 
 def _factor(config: LatentsConfig) -> int:
@@ -86,12 +106,11 @@ def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
     """Give an experiment as one that trains a diffusion model.
 
     Raises:
-        Refused: it trains an autoencoder.
+        Refused: it trains something else.
     """
     if not isinstance(experiment.stage, DiffusionConfig):
-        raise Refused(
-            f"{path} trains an autoencoder, which draws nothing from prompts: name a run of a diffusion model"
-        )
+        what = SUBJECTS[experiment.stage.kind]
+        raise Refused(f"{path} trains {what}, which draws nothing from prompts: name a run of a diffusion model")
     return cast(DiffusionExperiment, experiment)
 
 
@@ -120,7 +139,7 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
     return asked.model_copy(update={"runtime": runtime, "text": text, "stage": _completed(asked, known)})
 
 
-def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> DiffusionConfig | VaeConfig:
+def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> AnyStageConfig:
     """The stage; of a latent one with the autoencoder that was found, and the scale of its latents."""
     config = asked.stage
     if not isinstance(config, DiffusionConfig) or not isinstance(config.codec, LatentsConfig) or config.codec.origin:
@@ -152,7 +171,7 @@ def codec(config: AnyCodec, runtime: Runtime) -> Codec:
     return Latents(latent.build(found, runtime), config.statistics, config.tile)
 
 
-def stage(experiment: AnyExperiment, runtime: Runtime) -> DiffusionStage | AutoencoderStage:
+def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
     """Build the stage of a completed experiment, with fresh weights."""
     config = experiment.stage
     if isinstance(config, DiffusionConfig):
@@ -160,7 +179,13 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> DiffusionStage | Autoe
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
     loader = Loader(source(experiment.data), experiment.seed)
-    return AutoencoderStage(config, experiment.seed, network, lambda num: loader.batch(range(num)).images, runtime)
+
+    def originals(num: int) -> Tensor:
+        return loader.batch(range(num)).images
+
+    if isinstance(config, FastStageConfig):
+        return FastStage(config, experiment.seed, network, originals, runtime)
+    return AutoencoderStage(config, experiment.seed, network, originals, runtime)
 
 
 def diffusion_stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
@@ -230,7 +255,7 @@ def world_of(experiment: DiffusionExperiment) -> ShapesConfig:
     return experiment.data
 
 
-def _evaluators(experiment: AnyExperiment, made: DiffusionStage | AutoencoderStage) -> list[Evaluator]:
+def _evaluators(experiment: AnyExperiment, made: AnyStage) -> list[Evaluator]:
     """What is measured while a run trains."""
     if not isinstance(made, DiffusionStage) or not experiment.evaluate.every_steps:
         return []
