@@ -26,7 +26,7 @@ from lab.text import selection
 from lab.text.encoder import placed
 from lab.text.selection import AnyText
 from vae.codec import Codec, PixelsConfig, latents
-from vae.latent import AnyCodec
+from vae.selection import AnyCodec
 
 log = logging.getLogger(__name__)
 SIGNAL_REFUSED = 0.075  # alpha(1), for a walk that starts from pure noise; DDPM's linear table of 500 steps has 0.080

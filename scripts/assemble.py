@@ -38,8 +38,12 @@ from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from scripts import latent
 from superres.fast_stage import FastStage, FastStageConfig
-from vae.codec import Codec, Pixels
-from vae.latent import AnyCodec, Latents, LatentsConfig, Origin
+from vae import published
+from vae.cached import Cached, folder_of
+from vae.codec import Codec, Pixels, PixelsConfig
+from vae.latent import Latents, LatentsConfig, Origin
+from vae.published import PublishedConfig
+from vae.selection import AnyCodec
 from vae.stage import AutoencoderStage, VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
@@ -59,47 +63,34 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
         Refused: a mistake in it, or the network does not fit the size of the images.
     """
     experiment = configuration.load(path, overrides, AnyExperiment)
-    factor, keys = _divisor(experiment.stage)
-    if experiment.data.size % factor:
-        raise Refused(
-            f"{path}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "
-            f"({keys}): change one of them"
-        )
-    if isinstance(experiment.stage, FastStageConfig) and experiment.stage.crop > experiment.data.size:
-        raise Refused(f"{path}: stage.crop={experiment.stage.crop} is more than data.size={experiment.data.size}")
+    _check_size(experiment)
     if not isinstance(experiment.stage, DiffusionConfig) and experiment.evaluate.every_steps:
         raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
     return experiment
 
 
-def _divisor(config: AnyStageConfig) -> tuple[int, str]:
-    """What must divide the side of the images, and the keys that it comes from."""
-    match config:
-        case FastStageConfig():
-            return config.decoder.factor, "stage.decoder.factor"
-        case VaeConfig():
-            factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
-            return (
-                (2 * factor, f"{keys}, and once more by stage.loss.equivariance")
-                if config.loss.equivariance
-                else (factor, keys)
+def _check_size(experiment: AnyExperiment) -> None:
+    """Make sure that the network fits the size of the images, as far as its codec is known yet."""
+    config = experiment.stage
+    if isinstance(config, DiffusionConfig):
+        factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
+        if not isinstance(config.codec, PixelsConfig):
+            factor, keys = factor * (config.codec.factor or 1), f"{keys}, times the autoencoder's factor"
+    elif isinstance(config, FastStageConfig):
+        factor, keys = config.decoder.factor, "stage.decoder.factor"
+        if config.crop > experiment.data.size:
+            raise Refused(
+                f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
             )
-        case DiffusionConfig():
-            factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
-            is_latent = isinstance(config.codec, LatentsConfig)
-            return (
-                (factor * _factor(config.codec), f"{keys}, times the autoencoder's factor")
-                if is_latent
-                else (factor, keys)
-            )
-
-
-def _factor(config: LatentsConfig) -> int:
-    """What the autoencoder divides the sides of images by, as was found when the run started, or is found now."""
-    if config.origin is not None:
-        return config.origin.factor
-    path = Path(config.run)
-    return latent.shape(load(RunDir.view(path).config_path, []), path).autoencoder.factor
+    else:
+        factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
+        if config.loss.equivariance:
+            factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
+    if experiment.data.size % factor:
+        raise Refused(
+            f"{experiment.name}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "
+            f"({keys}): change one of them"
+        )
 
 
 def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
@@ -136,22 +127,34 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
         runtime = runtimes.resolve(asked.runtime)
     before = known.text if known else None
     text = selection.complete(asked.text, before, lambda: source(asked.data).captions(), asked.runtime.allow_download)
-    return asked.model_copy(update={"runtime": runtime, "text": text, "stage": _completed(asked, known)})
+    completed = asked.model_copy(update={"runtime": runtime, "text": text, "stage": _completed(asked, known)})
+    _check_size(completed)
+    return completed
 
 
 def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> AnyStageConfig:
     """The stage; of a latent one with the autoencoder that was found, and the scale of its latents."""
     config = asked.stage
-    if not isinstance(config, DiffusionConfig) or not isinstance(config.codec, LatentsConfig) or config.codec.origin:
+    if not isinstance(config, DiffusionConfig):
         return config
     before = known.stage.codec if known and isinstance(known.stage, DiffusionConfig) else None
-    if isinstance(before, LatentsConfig):
-        facts = {"origin": before.origin, "statistics": before.statistics}
-    else:
-        found = saved(Path(config.codec.run), None, config.codec.weights)
-        scale = latent.statistics(found, runtimes.start(found.experiment.runtime))
-        facts = {"origin": Origin(**found.origin, factor=_factor(config.codec)), "statistics": scale}
-    return config.model_copy(update={"codec": config.codec.model_copy(update=facts)})
+    found = _completed_codec(config.codec, before, asked.runtime.allow_download)
+    return config.model_copy(update={"codec": found})
+
+
+def _completed_codec(asked: AnyCodec, before: AnyCodec | None, allow_download: bool) -> AnyCodec:
+    match asked:
+        case PublishedConfig(found=None):
+            known = before.found if isinstance(before, PublishedConfig) else None
+            return asked.model_copy(update={"found": known or published.find(asked, allow_download)})
+        case LatentsConfig(origin=None) if isinstance(before, LatentsConfig):
+            return asked.model_copy(update={"origin": before.origin, "statistics": before.statistics})
+        case LatentsConfig(origin=None):
+            found = saved(Path(asked.run), None, asked.weights)
+            factor = latent.shape(found.experiment, found.run.path).autoencoder.factor
+            scale = latent.statistics(found, runtimes.start(found.experiment.runtime))
+            return asked.model_copy(update={"origin": Origin(**found.origin, factor=factor), "statistics": scale})
+    return asked
 
 
 def codec(config: AnyCodec, runtime: Runtime) -> Codec:
@@ -160,8 +163,13 @@ def codec(config: AnyCodec, runtime: Runtime) -> Codec:
     Raises:
         Refused: the autoencoder, or the checkpoint of it that this run was begun with, is not there.
     """
-    if not isinstance(config, LatentsConfig):
+    if isinstance(config, PixelsConfig):
         return Pixels()
+    made = published.build(config, runtime) if isinstance(config, PublishedConfig) else _trained_codec(config, runtime)
+    return Cached(made, folder_of(config.cache, config)) if config.cache else made
+
+
+def _trained_codec(config: LatentsConfig, runtime: Runtime) -> Latents:
     assert config.origin is not None, "the autoencoder is found before the codec is built"
     assert config.statistics is not None
     path, origin = Path(config.run), config.origin

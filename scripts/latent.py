@@ -13,6 +13,8 @@ from lab.storage import write_whole
 from lab.training import snapshot
 from vae import autoencoder
 from vae.autoencoder import Autoencoder
+from vae.cached import Cached
+from vae.codec import Codec
 from vae.latent import Statistics, measure
 from vae.stage import VaeConfig
 
@@ -67,3 +69,20 @@ def statistics(found: "Saved", runtime: Runtime) -> Statistics:
         return Statistics.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise BadData(f"{path} does not hold the scale of latents; delete it, and it is measured again") from error
+
+
+def fill(experiment: "AnyExperiment", codec: Codec, runtime: Runtime) -> str:
+    """Put the latents of the run's images, of one epoch at most, into the codec's cache; say what was done.
+
+    Raises:
+        NonFinite, StorageFailed: as from ``vae.cached.Cached``.
+    """
+    if not isinstance(codec, Cached):
+        return "latent cache: none, since stage.codec.cache is null"
+    data, asked = source(experiment.data), experiment.train.steps * experiment.train.batch
+    num, before = min(asked, data.num or asked), len(codec.cache)
+    loader = Loader(data, experiment.seed)
+    for start in tqdm(range(0, num, BATCH), desc="encoding images", unit="batch", disable=None):
+        codec.posterior(runtime.batch(loader.batch(range(start, min(start + BATCH, num))).images))
+    codec.cache.flush()
+    return f"latent cache: {num:,} images, {len(codec.cache) - before:,} of them new, in {codec.cache.folder}"

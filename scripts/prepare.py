@@ -1,7 +1,7 @@
 """Get data ready before a run: find what is wrong with it, and compute ahead what training would wait for.
 
     python scripts/prepare.py emoji data                                # two sets of captioned emoji, from npm
-    python scripts/prepare.py configs/emoji64.yaml                      # index, doctor and text cache of a preset
+    python scripts/prepare.py configs/emoji64.yaml                      # index, doctor and caches of a preset
     python scripts/prepare.py configs/emoji64.yaml data.path=/my/art    # any setting can be given, as to train.py
     python scripts/prepare.py doctor configs/emoji64.yaml               # only look, and write the report
     python scripts/prepare.py doctor configs/shapes.yaml --num 500      # a world without an end: its first samples
@@ -12,7 +12,8 @@ finding, sheet.png with the pictures of the findings. Nothing of the data is cha
 every run, which lists them in its quarantine.jsonl; the others are yours to judge.
 
 A latent run (stage.codec.kind=autoencoder) measures the scale of the latents itself where it is not in the
-autoencoder's run yet.
+autoencoder's run yet. With stage.codec.cache=FOLDER each image is encoded once, ahead of the run by this script or
+while it trains; pictures that are cropped or flipped at random are other images each time, so leave it out there.
 """
 
 import argparse
@@ -46,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
         parser.error("name one preset, such as configs/emoji64.yaml, or after standardise one run")
     if what == "standardise":
         return _standardise(Path(presets[0]))
-    from scripts import assemble, checkup
+    from diffusion.stage import DiffusionConfig
+    from lab import runtime as runtimes
+    from scripts import assemble, checkup, latent
 
     experiment = assemble.load(Path(presets[0]), [word for word in words if "=" in word])
     encoder = checkup.encoder(experiment)
@@ -56,6 +59,10 @@ def main(argv: Sequence[str]) -> int:
         print(checkup.write(report, data, out / name if len(parts) > 1 else out))
     if what == "everything":
         print(checkup.fill(experiment.data, encoder))
+        if isinstance(experiment.stage, DiffusionConfig) and experiment.stage.codec.kind != "pixels":
+            completed = assemble.complete(assemble.diffusion(experiment, Path(presets[0])))
+            runtime = runtimes.start(completed.runtime)
+            print(latent.fill(completed, assemble.codec(completed.stage.codec, runtime), runtime))
     return 0
 
 

@@ -17,6 +17,7 @@ DOORS = {
     "transformers": ("lab.text.t5", "lab.text.auto"),
     "open_clip": ("lab.text.clip", "lab.evaluation.clip_score", "lab.evaluation.scorer"),
     "torch_fidelity": ("lab.evaluation.*",),
+    "diffusers": ("vae.published", "scripts.benchmarks.*"),
     "pyarrow": ("lab.data.index", "lab.data.parquet"),
     "matplotlib": ("diffusion.effective_weight", "scripts.benchmarks.plots"),
     "tensorboard": ("lab.rundir",),
@@ -35,7 +36,7 @@ UNSAFE_SETTINGS = {
     "trust_remote_code": "True",
 }
 PINNED = ("lab.evaluation.features: torch.load",)  # weights_only, on a file whose SHA-256 was compared before
-LAZY = ("transformers", "open_clip", "torch_fidelity", "tensorboard", "matplotlib", "scipy", "pyarrow")
+LAZY = ("transformers", "open_clip", "torch_fidelity", "tensorboard", "matplotlib", "scipy", "pyarrow", "diffusers")
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 

@@ -145,12 +145,14 @@ class Autoencoder(nn.Module):
     """An encoder, what stands in the middle, and a decoder.
 
     Args:
-        config: its shape.
+        config: its shape, of which the attributes are a part.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.channels, self.factor = config.latent.channels, config.factor
+        self.is_local, self.reach = config.is_local, config.reach()
         self.encoder = _encoder(config)
         self.latent = Codebook(config.latent) if isinstance(config.latent, VectorQuantized) else config.latent
         self.decoder = _decoder(config)
@@ -169,6 +171,11 @@ class Autoencoder(nn.Module):
         """Give the posterior of (b, 3, H, W) images in [-1, 1], in their number type."""
         posterior: Posterior = self.latent(self.encoder(images).to(images.dtype))
         return posterior
+
+    def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Give mean and standard deviation of the posterior of (b, 3, H, W) images in [-1, 1]."""
+        posterior = self.encode(images)
+        return posterior.mean, posterior.std
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode (b, c, h, w) latents to (b, 3, H, W) images; not clamped."""

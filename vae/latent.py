@@ -5,7 +5,7 @@ no constant stands in for them.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Literal, Protocol
 
 import torch
 from einops import rearrange
@@ -16,8 +16,7 @@ from lab.config import Config
 from lab.data.loader import Batch
 from lab.errors import Refused
 from lab.runtime import Runtime
-from vae.autoencoder import Autoencoder
-from vae.codec import Codec, PixelsConfig, latents
+from vae.codec import Codec, latents
 from vae.tiling import Tiling
 
 
@@ -26,7 +25,7 @@ class Statistics(Config):
 
     Attributes:
         mean, std: per channel, of posterior samples.
-        num: images that they were measured on.
+        num: images that they were measured on; 0 where they are told by the publisher.
     """
 
     mean: tuple[float, ...]
@@ -63,6 +62,7 @@ class LatentsConfig(Config):
         run: the directory of that run; it may be moved, and trained further if the checkpoint is kept.
         weights: which of its weights, as of ``scripts/sample.py --weights``.
         tile: side in pixels of the tiles that are decoded one by one; 0 decodes the whole at once.
+        cache: folder of finished latents, shared by all runs (``vae.cached``); none if null.
         origin: what was found there when the run started, filled in then.
         statistics: of the latents, filled in then.
     """
@@ -71,11 +71,42 @@ class LatentsConfig(Config):
     run: str = Field(min_length=1)
     weights: str = "ema"
     tile: int = Field(0, ge=0)
+    cache: str | None = None
     origin: Origin | None = None
     statistics: Statistics | None = None
 
+    @property
+    def factor(self) -> int | None:
+        """Image side / latent side, where it is known yet."""
+        return self.origin.factor if self.origin else None
 
-AnyCodec = Annotated[PixelsConfig | LatentsConfig, Field(discriminator="kind")]
+
+class Coder(Protocol):
+    """A trained autoencoder, of ours or from elsewhere.
+
+    Attributes:
+        channels: of the latent.
+        factor: image side / latent side.
+        is_local: whether an output depends on a neighbourhood alone, ``reach`` latent positions to each side.
+        reach: how far tiles overlap.
+    """
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def factor(self) -> int: ...
+    @property
+    def is_local(self) -> bool: ...
+    @property
+    def reach(self) -> int: ...
+
+    def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Give mean and standard deviation, each (b, c, h, w), of the latents of (b, 3, H, W) images in [-1, 1]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode (b, c, h, w) latents to (b, 3, H, W) images; not clamped."""
+        ...
 
 
 class Latents:
@@ -91,20 +122,18 @@ class Latents:
         Refused: the tile is no multiple of the factor, or the statistics are of another autoencoder.
     """
 
-    def __init__(self, model: Autoencoder, statistics: Statistics, tile: int = 0) -> None:
-        config = model.config
+    def __init__(self, model: Coder, statistics: Statistics, tile: int = 0) -> None:
         self.model, self.statistics = model, statistics
-        self.channels, self.factor = config.latent.channels, config.factor
+        self.channels, self.factor = model.channels, model.factor
         if len(statistics.mean) != self.channels:
             raise Refused(
                 f"statistics of {len(statistics.mean)} channels for a latent of {self.channels}: measure them anew"
             )
         if tile % self.factor:
             raise Refused(f"a tile of {tile} pixels is no multiple of the autoencoder's factor {self.factor}")
-        self.tiling = Tiling(tile // self.factor, config.reach(), not config.is_local) if tile else None
-        device = next(model.parameters()).device
+        self.tiling = Tiling(tile // self.factor, model.reach, not model.is_local) if tile else None
         self._mean, self._std = (
-            rearrange(torch.tensor(each, device=device), "c -> c 1 1") for each in (statistics.mean, statistics.std)
+            rearrange(torch.tensor(each), "c -> c 1 1") for each in (statistics.mean, statistics.std)
         )
 
     @torch.no_grad()
@@ -119,8 +148,8 @@ class Latents:
             raise Refused(
                 f"images of {width}x{height} have sides that the autoencoder's factor {self.factor} divides not"
             )
-        found = self.model.encode(images)
-        return (found.mean - self._mean.to(images)) / self._std.to(images), found.std / self._std.to(images)
+        mean, std = self.model.distribution(images)
+        return (mean - self._mean.to(images)) / self._std.to(images), std / self._std.to(images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -132,7 +161,7 @@ class Latents:
 
 
 @torch.no_grad()
-def measure(model: Autoencoder, batches: Iterable[Batch], runtime: Runtime) -> Statistics:
+def measure(model: Coder, batches: Iterable[Batch], runtime: Runtime) -> Statistics:
     """Measure the mean and the standard deviation of each channel of posterior samples.
 
     Args:
@@ -143,7 +172,7 @@ def measure(model: Autoencoder, batches: Iterable[Batch], runtime: Runtime) -> S
     Raises:
         Refused: a channel is the same everywhere, so there is nothing to standardise, or there are no images.
     """
-    channels = model.config.latent.channels
+    channels = model.channels
     codec: Codec = Latents(model, Statistics(mean=(0.0,) * channels, std=(1.0,) * channels, num=0))
     first, second, elements, num = torch.zeros(channels).double(), torch.zeros(channels).double(), 0, 0
     for batch in batches:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lab import pretrained
 from lab.errors import Refused
 from lab.explanation import nearest
 from lab.text import weights
@@ -187,7 +188,7 @@ def find(name: str, allow_download: bool) -> Published:
     architecture, colon, tag = name.partition(":")
     if not colon or Path(name).is_dir():
         folder = weights.find(name, allow_download)
-        settings = weights.settings_of(folder / "open_clip_config.json")
+        settings = pretrained.settings_of(folder / "open_clip_config.json", weights.REMEDY)
         model = settings.get("model_cfg", settings)
         return Published(_weights_in(folder), model.get("text_cfg", {}), bool(model.get("quick_gelu")))
     import open_clip
@@ -211,7 +212,7 @@ def find(name: str, allow_download: bool) -> Published:
 
 def _weights_in(folder: Path) -> Path:
     """The one file of weights; a repository may hold some for other libraries beside open_clip's own."""
-    found = weights.files(folder)
+    found = pretrained.files(folder, weights.REMEDY)
     return next((file for file in found if file.name == "open_clip_model.safetensors"), found[0])
 
 
@@ -219,7 +220,7 @@ def identify(published: Published, records: Path | None) -> weights.Identity:
     """Find out which weights these are, without loading them."""
     settings = json.dumps([published.shape, published.quick_gelu], sort_keys=True)
     return weights.Identity(
-        weights=weights.digest([published.file], records),
+        weights=pretrained.digest([published.file], records),
         tokenizer=hashlib.sha256(settings.encode()).hexdigest(),
         width=published.shape.get("width", 512),
     )

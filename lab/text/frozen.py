@@ -19,9 +19,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lab.cache import SHARD, TensorCache
 from lab.config import Config
 from lab.errors import NonFinite
-from lab.text.cache import SHARD, Entry, TextCache
 from lab.text.encoder import Prepared, TextEncoder, TextStates
 from lab.text.weights import Identity
 
@@ -97,9 +97,9 @@ class Encodings:
         return self
 
     @cached_property
-    def cache(self) -> TextCache | None:
+    def cache(self) -> TensorCache | None:
         """Where states are kept; opened, and verified, when it is first asked for."""
-        return TextCache(Path(self.config.cache) / name_of(self.config)) if self.config.cache else None
+        return TensorCache(Path(self.config.cache) / name_of(self.config)) if self.config.cache else None
 
     @cached_property
     def _encoder(self) -> TextEncoder:
@@ -109,15 +109,15 @@ class Encodings:
         encoder.to(self._device, DTYPES[self.config.precision]).eval().requires_grad_(False)
         return encoder
 
-    def of(self, captions: Iterable[str]) -> Mapping[str, Entry]:
-        """Give the states of captions.
+    def of(self, captions: Iterable[str]) -> Mapping[str, Tensor]:
+        """Give the states of captions, each (1 + l, d): the pooled vector, then the tokens.
 
         Raises:
             NonFinite: some are not, in the number type that they are stored in.
             StorageFailed: the disk of the cache is full or refuses.
         """
         captions, cache = list(dict.fromkeys(captions)), self.cache
-        known = {c: entry for c in captions if cache is not None and (entry := cache.get(c))}
+        known = {c: e for c in captions if cache is not None and (e := cache.get(c)) is not None}
         if missing := [caption for caption in captions if caption not in known]:
             computed = dict(self._encode(missing))
             if cache is not None:
@@ -148,7 +148,7 @@ class Encodings:
         self.cache.flush()
         return len(missing)
 
-    def _encode(self, captions: Sequence[str]) -> Iterator[tuple[str, Entry]]:
+    def _encode(self, captions: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Encode in passes of equal shape; the last rows are repeated where there are too few."""
         ids, mask = self._encoder.prepare(captions)
         counts = mask.sum(dim=1).tolist()
@@ -168,9 +168,9 @@ class Encodings:
         with torch.autocast(device.type, enabled=False):
             return self._encoder((ids.to(device), mask.to(device)))
 
-    def _entry(self, caption: str, tokens: Tensor, pooled: Tensor) -> Entry:
-        entry = Entry(*(part.to("cpu", DTYPES[self.config.stored], copy=True) for part in (tokens, pooled)))
-        if not all(part.isfinite().all() for part in entry):
+    def _entry(self, caption: str, tokens: Tensor, pooled: Tensor) -> Tensor:
+        entry = torch.cat((pooled[None], tokens)).to("cpu", DTYPES[self.config.stored])
+        if not entry.isfinite().all():
             raise NonFinite(
                 f"the states of caption {caption[:80]!r} are not finite in {self.config.stored}: set text.stored=bf16 "
                 "or fp32, and text.precision=fp32"
@@ -215,10 +215,8 @@ class FrozenText(nn.Module):
         )
         for prompt, tokens, mask, pooled in zip(prompts, *states, strict=True):
             if prompt in known:
-                entry = known[prompt]
-                tokens[: len(entry.tokens)] = entry.tokens
-                mask[: len(entry.tokens)] = True
-                pooled[:] = entry.pooled
+                length = len(known[prompt]) - 1
+                pooled[:], tokens[:length], mask[:length] = known[prompt][0], known[prompt][1:], True
         return states
 
     def forward(self, prepared: Prepared) -> TextStates:

@@ -14,6 +14,7 @@ from lab.training import checkpoint
 from scripts.assemble import AnyExperiment
 from tests.faults import TINY, Scripts, signal_at
 from tests.lab.training.test_resume import differences
+from tests.vae.test_published import kl
 
 TINY_VAE = TINY.with_name("tiny_vae.yaml")
 
@@ -99,6 +100,46 @@ def test_what_does_not_fit_is_one_line(script: Scripts, preset: Path, words: tup
     done = script("train", preset, *words, "--run", preset.parent / "run")
     assert done.code == 2
     assert answer in done.err.splitlines()[-1]
+
+
+def test_prepared_latents_are_read_and_never_computed_again(script: Scripts, preset: Path, tmp_path: Path) -> None:
+    words = (f"stage.codec.cache={tmp_path / 'cache'}", "train.steps=3", "evaluate.every_steps=0")
+    done = script("prepare", preset, *words, "--num", 4, "--out", tmp_path / "doctor")
+    assert done.code == 0, done.err
+    assert "latent cache: 18 images, 18 of them new" in done.out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert script("train", preset, *words, "--run", tmp_path / "cached").code == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == before
+    assert script("train", preset, *words[1:], "--run", tmp_path / "plain").code == 0
+    losses = [
+        [json.loads(line)["train/loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("cached", "plain")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    again = script("prepare", preset, *words, "--num", 4, "--out", tmp_path / "doctor")
+    assert "latent cache: 18 images, 0 of them new" in again.out
+
+
+def test_a_published_autoencoder_that_moved_is_gone_on_with_and_another_is_not(
+    script: Scripts, preset: Path, tmp_path: Path
+) -> None:
+    kl().save_pretrained(tmp_path / "theirs")
+    told = yaml.safe_load(preset.read_text())
+    told["stage"]["codec"] = {"kind": "published", "pretrained": str(tmp_path / "theirs")}
+    preset.write_text(yaml.safe_dump(told))
+    done = script("train", preset, "train.steps=2", "train.preview_every=2", "--run", tmp_path / "run")
+    assert done.code == 0, done.err
+    (tmp_path / "theirs").rename(tmp_path / "moved")
+    command = ("train", "--resume", tmp_path / "run", f"stage.codec.pretrained={tmp_path / 'moved'}")
+    assert script(*command, "train.steps=3").code == 0
+    drawn = script("sample", tmp_path / "run", "a red circle", "--out", tmp_path / "out")
+    assert drawn.code == 0, drawn.err
+    (picture,) = (path for path in (tmp_path / "out").glob("*.png") if "grid" not in path.name)
+    assert read_image(picture).shape == (3, 16, 16)
+    kl(scaling_factor=2.0).save_pretrained(tmp_path / "moved")
+    done = script(*command, "train.steps=4")
+    assert done.code == 2
+    assert "other files" in done.err.splitlines()[-1]
 
 
 def test_a_diffusion_run_is_no_autoencoder(script: Scripts, reference: Path, preset: Path) -> None:

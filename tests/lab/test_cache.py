@@ -1,4 +1,4 @@
-"""Finished states on disk: exact, safe against torn files and other processes, and they load nothing."""
+"""Finished tensors on disk: exact, safe against torn files and other processes, and they load nothing."""
 
 import os
 import pickle
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from lab.cache import SHARD, TensorCache
 from lab.errors import Refused
 from lab.runtime import CPU
 from lab.text import selection
 from lab.text.auto import AutoConfig
-from lab.text.cache import SHARD, Entry, TextCache
 from lab.text.frozen import FrozenText, name_of
 from tests.encoders import CAPTIONS, make
 from tests.faults import ENVIRONMENT, ROOT
@@ -22,21 +23,18 @@ from tests.faults import ENVIRONMENT, ROOT
 Folder = Callable[[str], Path]
 
 
-def entry(caption: str, dtype: torch.dtype = torch.float16, width: int = 4) -> Entry:
-    """What stands for a caption: a function of it, with as many tokens as it has words."""
+def entry(caption: str, dtype: torch.dtype = torch.float16, width: int = 4) -> Tensor:
+    """What stands for a caption: a function of it, with as many rows as it has words."""
     generator = torch.Generator().manual_seed(sum(map(ord, caption)))
-    tokens = torch.randn(1 + caption.count(" "), width, generator=generator).to(dtype)
-    return Entry(tokens, tokens.float().mean(dim=0).to(dtype))
+    return torch.randn(1 + caption.count(" "), width, 2, generator=generator).to(dtype)
 
 
-def entries(*captions: str) -> dict[str, Entry]:
+def entries(*captions: str) -> dict[str, Tensor]:
     return {caption: entry(caption) for caption in captions}
 
 
-def same(found: Entry | None, expected: Entry) -> bool:
-    return found is not None and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected, strict=True)
-    )
+def same(found: Tensor | None, expected: Tensor) -> bool:
+    return found is not None and found.dtype == expected.dtype and torch.equal(found, expected)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -52,28 +50,28 @@ def frozen(folder: Path, cache: Path | None, **settings: object) -> FrozenText:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_states_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    cache, captions = TextCache(tmp_path / "c"), ["a", "", "two words", "Öde 😀 \ud800"]
+    cache, captions = TensorCache(tmp_path / "c"), ["a", "", "two words", "Öde 😀 \ud800"]
     cache.add({caption: entry(caption, dtype) for caption in captions[:3]})
     cache.flush()
     cache.add({captions[3]: entry(captions[3], dtype)})
-    for opened in (cache, TextCache(tmp_path / "c")):
+    for opened in (cache, TensorCache(tmp_path / "c")):
         assert all(same(opened.get(caption), entry(caption, dtype)) for caption in captions[:3])
         assert opened.get("b") is None
         assert "b" not in opened
     assert same(cache.get(captions[3]), entry(captions[3], dtype))  # one that waits is there, too
-    assert captions[3] not in TextCache(tmp_path / "c")
+    assert captions[3] not in TensorCache(tmp_path / "c")
     cache.flush()
-    assert same(TextCache(tmp_path / "c").get(captions[3]), entry(captions[3], dtype))
+    assert same(TensorCache(tmp_path / "c").get(captions[3]), entry(captions[3], dtype))
     assert captions[3].replace("\ud800", "?") not in cache
 
 
 def test_captions_that_come_one_by_one_make_few_shards(tmp_path: Path) -> None:
-    cache = TextCache(tmp_path)
+    cache = TensorCache(tmp_path)
     for number in range(2 * SHARD):
         cache.add(entries(f"caption {number}"))
     cache.flush()
     assert len(shards(tmp_path)) <= 24
-    assert len(TextCache(tmp_path)) == 2 * SHARD
+    assert len(TensorCache(tmp_path)) == 2 * SHARD
 
 
 def test_several_processes_write_at_once_and_all_of_it_is_there(tmp_path: Path) -> None:
@@ -83,7 +81,7 @@ def test_several_processes_write_at_once_and_all_of_it_is_there(tmp_path: Path) 
         if child == 0:
             code = 1
             try:
-                cache = TextCache(tmp_path)
+                cache = TensorCache(tmp_path)
                 for number in range(writer * 40, writer * 40 + 100):  # some captions are written by two
                     cache.add(entries(f"caption {number}"))
                     cache.flush()
@@ -92,7 +90,7 @@ def test_several_processes_write_at_once_and_all_of_it_is_there(tmp_path: Path) 
                 os._exit(code)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-    cache = TextCache(tmp_path)
+    cache = TensorCache(tmp_path)
     assert all(same(cache.get(f"caption {number}"), entry(f"caption {number}")) for number in range(180))
     assert len(cache) == 180
 
@@ -152,7 +150,7 @@ def test_a_file_that_is_no_shard_is_refused_and_not_run(encoder_folder: Folder, 
     folder = tmp_path / "cache" / name_of(encoder.encodings.config)
     folder.mkdir(parents=True)
     (folder / name).write_bytes(pickle.dumps(Malicious(flag)))
-    with pytest.raises(Refused, match=f"{name} is no shard of a text cache and is not read: delete it"):
+    with pytest.raises(Refused, match=f"{name} is no shard of a cache and is not read: delete it"):
         encoder.prepare(["a red circle"])
     assert not flag.exists()
 
@@ -164,7 +162,7 @@ def test_a_pickle_with_the_name_of_a_shard_is_removed_and_not_run(tmp_path: Path
     path = tmp_path / "c" / f"{hashlib.sha256(data).hexdigest()}.safetensors"
     path.parent.mkdir()
     path.write_bytes(data)
-    assert len(TextCache(tmp_path / "c")) == 0
+    assert len(TensorCache(tmp_path / "c")) == 0
     assert not path.exists()
     assert not (tmp_path / "flag").exists()
 
@@ -175,17 +173,17 @@ def test_reading_one_caption_takes_no_memory_for_the_others(tmp_path: Path) -> N
         size = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
         return int(size.split()[1]) * 1024
 
-    large = {f"caption {n}": Entry(torch.full((1000, 64), n / 64.0), torch.zeros(64)) for n in range(256)}
-    cache = TextCache(tmp_path)
+    large = {f"caption {n}": torch.full((1000, 64), n / 64.0) for n in range(256)}
+    cache = TensorCache(tmp_path)
     cache.add(large)
     cache.flush()
     assert shards(tmp_path)[0].stat().st_size > 6e7
     del cache, large
     before = held()
-    cache = TextCache(tmp_path)
+    cache = TensorCache(tmp_path)
     found = cache.get("caption 77")
     assert found is not None
-    assert (found.tokens == 77 / 64.0).all()
+    assert (found == 77 / 64.0).all()
     assert held() - before < 8e6
 
 
