@@ -4,6 +4,7 @@
     python scripts/evaluate.py runs/demo --num 50              # quickly
     python scripts/evaluate.py runs/demo --num 500 --json out.json --guidance 2
     python scripts/evaluate.py runs/shapes64_vae               # an autoencoder: what it keeps of held-out pictures
+    python scripts/evaluate.py runs/shapes64_fast              # a fast decoder: what it makes of small pictures
 
 **A diffusion model**: whether it does what prompts say, and how close its pictures are to the world's. Prompts come
 from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations, held-out
@@ -16,6 +17,10 @@ reconstructions to the originals; scale and spectrum of the latents, and the use
 reads from the reconstructions. Beside the figures stand two sheets: originals, reconstructions and differences, and
 straight lines between latents.
 
+**A fast decoder**: the same of what it makes of held-out pictures that were made small, beside bicubic, Lanczos and the
+best linear filter; how much of the small picture is found again in the large one (consistency, colours); the time that
+a picture takes; a sheet.
+
 The same checkpoint and settings give the same figures, and are not measured twice: the hash in the file's name is
 theirs. Ctrl-C, SIGTERM and SIGUSR1 stop it soon; after them, and after a kill, the same command goes on: of a diffusion
 model, finished chunks of pictures wait in a folder beside the figures, ``*.drawn``, which is removed when these are
@@ -24,14 +29,16 @@ under its name.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scripts import settings
 from scripts.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from diffusion.pipeline import SamplingConfig
     from scripts.drawing import Trained
 
@@ -44,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     from diffusion.stage import DiffusionConfig
     from lab.errors import Refused
     from lab.rundir import RunDir
-    from scripts import assemble, measure, vae_lab
+    from scripts import assemble, measure, upscaling_lab, vae_lab
 
     if options.json and options.json.exists():
         raise Refused(f"--json {options.json} exists: name another file, or move it away")
@@ -52,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(stage, DiffusionConfig):
         path, table = _of_prompts(options), measure.table
     else:
-        path, table = _of_pictures(options), vae_lab.table
+        lab = vae_lab if stage.kind == "vae" else upscaling_lab
+        path, table = _of_pictures(options, lab.everything), lab.table
     print(table(json.loads(path.read_text())))
     print(path)
     return 0
@@ -98,7 +106,9 @@ def _measure(options: argparse.Namespace, trained: "Trained", sampling: "Samplin
     return path
 
 
-def _of_pictures(options: argparse.Namespace) -> Path:
+def _of_pictures(
+    options: argparse.Namespace, everything: "Callable[..., tuple[dict[str, Any], dict[str, Image.Image]]]"
+) -> Path:
     """Write the figures and sheets of a model that maps pictures, if they are not there, and give the figures' file."""
     import json
 
@@ -106,7 +116,7 @@ def _of_pictures(options: argparse.Namespace) -> Path:
     from lab.images import save_png
     from lab.storage import write_whole
     from lab.training.signals import Stopper
-    from scripts import assemble, gallery, vae_lab
+    from scripts import assemble, gallery
 
     _check_num(options, "pictures", with_distances=20)
     if asked := settings.asked(options):
@@ -117,7 +127,7 @@ def _of_pictures(options: argparse.Namespace) -> Path:
     path: Path = options.json or options.run / f"evaluation-{name}.json"
     if not path.exists():
         with Stopper().listening() as stopper:
-            figures, sheets = vae_lab.everything(found, options.num, stopper.check, with_networks=networks)
+            figures, sheets = everything(found, options.num, stopper.check, with_networks=networks)
         for part, sheet in sheets.items():
             save_png(path.with_name(f"{path.stem}-{part}.png"), sheet)
         write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())

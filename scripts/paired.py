@@ -16,7 +16,7 @@ from lab.images import from_uint8, to_uint8
 CHUNK = 8  # pictures per pass
 
 Images = Callable[[Tensor], Tensor]
-Measure = Callable[[Tensor, Tensor, Tensor], Values]  # (output, wanted, given) -> measure -> (b,)
+Measure = Callable[[Tensor, Tensor, Tensor], Values]  # (output, given, wanted) -> name of the measure -> (b,)
 Poll = Callable[[], None]
 
 
@@ -44,25 +44,24 @@ class Outcome:
         return {name: asdict(mean((a - b).tolist(), UNITS.get(name, ""))) for name, (a, b) in pairs.items()}
 
 
-def outcome(name: str, method: Images, wanted: Tensor, given: Images, measure: Measure, poll: Poll) -> Outcome:
+def outcome(name: str, method: Images, given: Tensor, wanted: Tensor, measure: Measure, poll: Poll) -> Outcome:
     """Let a method make pictures and measure them.
 
     Args:
         name: for the progress bar.
-        method: what is given -> images (b, 3, H, W).
+        method: images (b, 3, h, w) -> images (b, 3, H, W) on the CPU.
+        given: (n, 3, h, w) uint8.
         wanted: (n, 3, H, W) uint8.
-        given: wanted images (b, 3, H, W) in [-1, 1] -> what the method is given.
-        measure: compares output, wanted and given.
+        measure: compares.
         poll: called between chunks.
     """
     made, parts, seconds = [], [], 0.0
-    for images in chunks(wanted, name, poll):
-        start = given(images)
+    for start, end in zip(chunks(given, name, poll), wanted.split(CHUNK), strict=True):
         begin = time.perf_counter()
         output = method(start)
         seconds += time.perf_counter() - begin
         made.append(to_uint8(output))
-        parts.append(measure(output, images, start))
+        parts.append(measure(output, start, from_uint8(end)))
     values = {measured: torch.cat([part[measured] for part in parts]) for measured in parts[0]}
     return Outcome(torch.cat(made), values, seconds / len(wanted))
 
@@ -77,18 +76,25 @@ def chunks(pictures: Tensor, name: str, poll: Poll) -> Iterator[Tensor]:
 
 
 def table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lay figures out, a line per method: mean and half of the width of the 95 % interval."""
-    names = [name for name, figure in next(iter(methods.values())).items() if "value" in figure]
-    titles = {name: name.replace("perceptual_distance", "distance").replace("efficientnet-", "") for name in names}
-    widths = {name: max(len(title), 16) for name, title in titles.items()}
-    rows = [" " * 20 + "".join(f"{titles[name]:>{widths[name] + 2}}" for name in names)]
-    for method, measured in methods.items():
-        cells = (
-            f"{f['value']:.4g} ± {(f['high'] - f['low']) / 2:.2g}".rjust(widths[n] + 2) for n, f in _of(measured, names)
-        )
-        rows.append(f"{method:<20}" + "".join(cells))
-    return rows
+    """Lay figures out, a line per method: the mean and half the width of its 95 % interval."""
+    names = list(next(iter(methods.values())))
+    titles = [name.replace("perceptual_distance", "distance").replace("efficientnet-", "") for name in names]
+    widths = [max(len(title), 16) for title in titles]
+    rows = [
+        ["", *titles],
+        *([method, *(_cell(measured[name]) for name in names)] for method, measured in methods.items()),
+    ]
+    return [
+        f"{row[0]:<20}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True))
+        for row in rows
+    ]
 
 
-def _of(measured: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, Any]]:
-    return ((name, measured[name]) for name in names)
+def _cell(figure: Mapping[str, Any]) -> str:
+    return f"{figure['value']:.4g} ± {(figure['high'] - figure['low']) / 2:.2g}"
+
+
+def gaps(above: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say by how many dB the model is above each of the others, over the same pictures."""
+    psnr = {name: measured["psnr"] for name, measured in above.items()}
+    return [f"above the {name}: {f['value']:+.2f} dB [{f['low']:+.2f}, {f['high']:+.2f}]" for name, f in psnr.items()]

@@ -19,7 +19,7 @@ from lab.evaluation import baselines, perceptual
 from lab.evaluation.distances import frechet, kernel
 from lab.evaluation.features import EfficientNetLite0, extract
 from lab.evaluation.intervals import wilson
-from lab.evaluation.pairs import compare
+from lab.evaluation.pairs import Values, compare
 from lab.evaluation.perceptual import Lite0
 from lab.evaluation.prompt_accuracy import Proportion, accuracy
 from lab.images import from_uint8, grid
@@ -98,18 +98,13 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
         "autoencoder": lambda images: subject.decode(subject.encode(images).mean),
         **_baselines(config, heldout.pictures(experiment.data, "train", FITTED)),
     }
-    outcomes = {
-        name: paired.outcome(
-            name,
-            method,
-            pictures.images,
-            lambda images: images,
-            lambda made, wanted, _: compare(made, wanted, judges),
-            poll,
-        )
-        for name, method in methods.items()
-    }
-    latents = subject.latents(pictures.images, poll)
+
+    def measure(made: Tensor, _: Tensor, wanted: Tensor) -> Values:
+        return compare(made, wanted, judges)
+
+    images = pictures.images
+    outcomes = {name: paired.outcome(name, each, images, images, measure, poll) for name, each in methods.items()}
+    latents = subject.latents(images, poll)
     figures: dict[str, Any] = {
         "origin": dict(found.origin),
         "pictures": pictures.facts,
@@ -120,7 +115,7 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
         "latent": _anatomy(subject.model, latents),
     }
     if extractor is not None:
-        figures["distances"] = _distances(outcomes["autoencoder"].images, pictures.images, config, extractor)
+        figures["distances"] = _distances(outcomes["autoencoder"].images, images, config, extractor)
     if isinstance(experiment.data, ShapesConfig):
         figures["attributes"] = _attributes(outcomes, pictures)
     return figures, {"pairs": _sheet(outcomes, pictures), "between": _interpolations(subject, pictures)}
@@ -128,10 +123,7 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
 
 def table(figures: Mapping[str, Any]) -> str:
     """Lay the figures out for a terminal."""
-    rows = ["", *paired.table(figures["methods"])]
-    for name, above in figures["above"].items():
-        psnr = above["psnr"]
-        rows.append(f"above the {name}: {psnr['value']:+.2f} dB [{psnr['low']:+.2f}, {psnr['high']:+.2f}]")
+    rows = ["", *paired.table(figures["methods"]), *paired.gaps(figures["above"])]
     for figure in figures.get("distances", []):
         notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
         interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"

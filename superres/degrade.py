@@ -27,6 +27,8 @@ from lab.images import from_uint8, to_uint8
 from lab.randomness import key, standard_normal
 from lab.resampling import bicubic, lanczos
 
+LEAST_BLUR = 0.3  # pixels, where a Gaussian is 1 at its own pixel and 0.004 at the next
+
 
 class Bicubic(Config):
     """An antialiased bicubic filter."""
@@ -105,13 +107,11 @@ def _blur(image: Tensor, first: float, second: float, angle: float) -> Tensor:
     line = torch.arange(-reach, reach + 1, dtype=torch.float32)
     y, x = torch.meshgrid(line, line, indexing="ij")
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    # a pixel is no point: below a third of one, a deviation would make the sum over pixels depend on the angle
-    weights = torch.exp(-(along / max(first, 0.3)).square() / 2 - (across / max(second, 0.3)).square() / 2)
+    first, second = max(first, LEAST_BLUR), max(second, LEAST_BLUR)
+    weights = torch.exp(-(along / first).square() / 2 - (across / second).square() / 2)
     weights = rearrange(weights / weights.sum(), "h w -> 1 1 h w")
-    height, width = image.shape[1:]
     planes = F.pad(image[:, None], [reach] * 4, mode="replicate")
     blurred: Tensor = F.conv2d(planes, weights)[:, 0]
-    assert blurred.shape[1:] == (height, width)
     return blurred
 
 

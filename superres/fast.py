@@ -10,8 +10,10 @@ Source: Shi et al. 2016, arXiv:1609.05158, sec. 3, for the convolutions at the s
 Kim et al. 2016, arXiv:1511.04587, for the details on top of a bicubic enlargement.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ from lab.config import Config
 from lab.layers import ResidualBlock, edge, normalisation, zero_init
 from lab.randomness import seeded
 from lab.resampling import bicubic
+from lab.runtime import Runtime
+from vae.tiling import Tiling
 
 BICUBIC_REACH = 2  # small pixels on either side that a bicubic enlargement looks at
 
@@ -63,6 +67,39 @@ class FastDecoder(nn.Module):
         height, width = small.shape[2:]
         details: Tensor = self.head(self.blocks(self.stem(small)))
         return bicubic(small, (height * self.config.factor, width * self.config.factor)) + details.to(small)
+
+
+@dataclass(frozen=True)
+class Enlarger:
+    """A trained decoder, and where it computes.
+
+    Attributes:
+        model: the decoder, in evaluation mode.
+        runtime: where.
+        tile: side in small pixels of the tiles that are enlarged one by one, in the memory of one; 0 enlarges the whole
+            at once. The result is the same to rounding.
+    """
+
+    model: FastDecoder
+    runtime: Runtime
+    tile: int = 0
+
+    @property
+    def factor(self) -> int:
+        """How much larger."""
+        return self.model.config.factor
+
+    @torch.no_grad()
+    def __call__(self, small: Tensor) -> Tensor:
+        """Enlarge (b, 3, h, w) in [-1, 1] to (b, 3, h factor, w factor), float32 on the CPU; not clamped."""
+        if not self.tile:
+            return self._enlarge(small)
+        return Tiling(self.tile, self.model.config.reach, blend=False)(self._enlarge, small, self.factor)
+
+    def _enlarge(self, small: Tensor) -> Tensor:
+        with self.runtime.autocast():
+            large: Tensor = self.model(self.runtime.batch(small))
+        return large.float().cpu()
 
 
 def build(config: FastConfig, seed: int) -> FastDecoder:

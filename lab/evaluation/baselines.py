@@ -128,24 +128,24 @@ def linear_codec(images: Tensor, factor: int, channels: int) -> LinearCodec:
     return LinearCodec(mean, components, fit(pairs, kernel=3, factor=factor))
 
 
-def linear_filter(images: Tensor, factor: int, shrink: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def linear_filter(small: Tensor, large: Tensor) -> Callable[[Tensor], Tensor]:
     """Fit the filter that enlarges best, the same for each colour.
 
     Args:
-        images: (n, 3, H, W) uint8, of the training.
-        factor: how much larger.
-        shrink: (b, 3, H, W) -> (b, 3, H / factor, W / factor), in [-1, 1].
+        small: (n, 3, h, w) uint8, of the training.
+        large: (n, 3, h f, w f) uint8, what they are to become.
 
     Returns:
-        What maps (b, 3, h, w) to (b, 3, h factor, w factor).
+        What maps (b, 3, h, w) to (b, 3, h f, w f) in [-1, 1].
     """
 
-    def planes(colours: Tensor) -> Tensor:
-        return rearrange(colours, "b c h w -> (b c) 1 h w")
+    def planes(images: Tensor) -> Tensor:
+        return rearrange(images, "b c h w -> (b c) 1 h w")
 
-    larger = (from_uint8(few) for few in images.split(CHUNK))
-    decoder = fit(((planes(shrink(each)), planes(each)) for each in larger), kernel=7, factor=factor)
-    return lambda small: rearrange(decoder(planes(small)), "(b c) 1 h w -> b c h w", c=3)
+    chunks = zip(small.split(CHUNK), large.split(CHUNK), strict=True)
+    pairs = ((planes(from_uint8(few)), planes(from_uint8(many))) for few, many in chunks)
+    decoder = fit(pairs, kernel=7, factor=large.shape[-1] // small.shape[-1])
+    return lambda images: rearrange(decoder(planes(images)), "(b c) 1 h w -> b c h w", c=3)
 
 
 def _project(images: Tensor, mean: Tensor, components: Tensor, factor: int) -> Tensor:

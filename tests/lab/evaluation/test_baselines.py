@@ -84,24 +84,24 @@ def test_the_decoder_of_3_x_3_blocks_is_better_than_the_components_alone_and_tha
     assert quality[1] + 0.3 < quality[2]
 
 
+def halved(images: Tensor) -> Tensor:
+    """Bytes at half the size."""
+    return to_uint8(bicubic(from_uint8(images), (images.shape[2] // 2, images.shape[3] // 2)))
+
+
 def test_no_filter_is_better_on_what_it_was_fitted_to() -> None:
     images = shapes(24)
-
-    def shrink(larger: Tensor) -> Tensor:
-        return bicubic(larger, (larger.shape[2] // 2, larger.shape[3] // 2))
-
-    enlarge, known = linear_filter(images, 2, shrink), from_uint8(images)
-    small = shrink(known)
-    best = (enlarge(small) - known).square().mean()
-    assert best < 0.8 * (bicubic(small, (32, 32)) - known).square().mean()
+    enlarge, wanted, small = linear_filter(halved(images), images), from_uint8(images), from_uint8(halved(images))
+    best = (enlarge(small) - wanted).square().mean()
+    assert best < 0.8 * (bicubic(small, (32, 32)) - wanted).square().mean()
     for seed in range(3):
         other = enlarge(small + 0.02 * drawn(*small.shape, seed=seed).float())
-        assert (other - known).square().mean() > best
+        assert (other - wanted).square().mean() > best
 
 
 @pytest.mark.parametrize("colour", [0, 1, 2])
 def test_the_filter_is_the_same_for_each_colour(colour: int) -> None:
-    enlarge = linear_filter(shapes(8), 2, lambda larger: bicubic(larger, (16, 16)))
+    enlarge = linear_filter(halved(shapes(8)), shapes(8))
     small = drawn(1, 3, 6, 5).float()
     alone = enlarge(small[:, colour : colour + 1].expand(-1, 3, -1, -1))
     torch.testing.assert_close(alone[:, 0], enlarge(small)[:, colour])
