@@ -186,10 +186,9 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
         return diffusion_stage(cast(DiffusionExperiment, experiment), runtime)
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
-    loader = Loader(source(experiment.data), experiment.seed)
 
-    def originals(num: int) -> Tensor:
-        return loader.batch(range(num)).images
+    def originals(num: int) -> Tensor:  # opened when it is asked: a model is built also where its data is not
+        return Loader(source(experiment.data), experiment.seed).batch(range(num)).images
 
     if isinstance(config, FastStageConfig):
         return FastStage(config, experiment.seed, network, originals, runtime)
