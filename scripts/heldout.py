@@ -13,6 +13,7 @@ from lab.data.mixture import MixtureConfig
 from lab.data.pictures import PictureConfig
 from lab.data.sources import AnyData, source
 from lab.data.split import Split
+from lab.errors import Refused
 from lab.images import to_uint8
 
 SEED = 0  # of what is evaluated; runs have their own
@@ -38,19 +39,22 @@ class Pictures:
         return len(self.images)
 
 
-def pictures(data: AnyData, split: Split, num: int) -> Pictures:
+def pictures(data: AnyData, split: Split, num: int, least: int = 1) -> Pictures:
     """Give the first pictures of one side of the data, on white and without random crops and mirrorings.
 
     Args:
         data: of the run.
         split: which side.
         num: how many; all there are, if there are fewer.
+        least: of them, with which something can be said.
 
     Raises:
-        Refused, BadData: as from ``source``.
+        Refused, BadData: as from ``source``, and if there are too few.
     """
     found = source(_still(data), split)
     num = min(num, found.num or num)
+    if num < least:
+        raise Refused(f"{num} pictures on the {split} side are too few for these figures, which need {least}")
     samples = [found.sample(SEED, slot) for slot in tqdm(range(num), desc=f"{split} pictures", disable=None)]
     facts = {"split": split, "seed": SEED, "num": num, "fingerprint": found.fingerprint}
     images = torch.stack([to_uint8(sample.image) for sample in samples])

@@ -41,9 +41,8 @@ def everything(
     """
     judges = perceptual.judges() if with_networks else {}
     config, model = enlarging.shape(found), enlarging.build(found)
-    pictures, fitted = (
-        heldout.pictures(found.experiment.data, *side) for side in (("heldout", num), ("train", FITTED))
-    )
+    pictures = heldout.pictures(found.experiment.data, "heldout", num, least=2)
+    fitted = heldout.pictures(found.experiment.data, "train", FITTED)
     small, small_fitted = (_small(each, config) for each in (pictures, fitted))
     size = (pictures.images.shape[2], pictures.images.shape[3])
     methods: dict[str, paired.Images] = {

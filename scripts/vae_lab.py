@@ -16,7 +16,7 @@ from torch import Tensor
 from lab import runtime as runtimes
 from lab.data.shapes import ShapesConfig
 from lab.evaluation import baselines, perceptual
-from lab.evaluation.distances import frechet, kernel
+from lab.evaluation.distances import NUM_GROUPS, frechet, kernel
 from lab.evaluation.features import EfficientNetLite0, extract
 from lab.evaluation.intervals import wilson
 from lab.evaluation.pairs import Values, compare
@@ -93,7 +93,7 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
     extractor = EfficientNetLite0() if with_networks else None
     runtime = runtimes.start(experiment.runtime)
     subject = Subject(latent.build(found, runtime), runtime)
-    pictures = heldout.pictures(experiment.data, "heldout", num)
+    pictures = heldout.pictures(experiment.data, "heldout", num, least=NUM_GROUPS if with_networks else 2)
     methods = {
         "autoencoder": lambda images: subject.decode(subject.encode(images).mean),
         **_baselines(config, heldout.pictures(experiment.data, "train", FITTED)),

@@ -12,6 +12,7 @@ from lab.data.folder import Folder
 from lab.data.pictures import PictureConfig
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.data.split import SplitConfig
+from lab.errors import Refused
 from lab.evaluation.pairs import psnr
 from lab.images import read_image
 from lab.runtime import CPU
@@ -130,6 +131,8 @@ def test_pictures_are_on_white_and_each_is_seen_once(tmp_path: Path) -> None:
     )
     sides = [heldout.pictures(data, side, 100) for side in ("train", "heldout")]
     assert sorted(sides[0].captions + sides[1].captions) == sorted(f"picture {k}" for k in range(12))
+    with pytest.raises(Refused, match="on the heldout side are too few for these figures, which need 12"):
+        heldout.pictures(data, "heldout", 100, least=12)
     for side in sides:
         assert side.facts["num"] == len(side) == len(set(side.captions)) > 1
         for image, caption in zip(side.images, side.captions, strict=True):
