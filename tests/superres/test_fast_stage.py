@@ -113,6 +113,17 @@ def test_the_model_s_loss_is_the_sum_of_its_parts() -> None:
     torch.testing.assert_close(losses, parts["pixel"] + 0.3 * parts["perceptual"] + 0.5 * 2.0 * parts["voice"])
 
 
+def test_the_critic_tells_what_the_decoder_makes_from_the_originals() -> None:
+    made, batch = stage(), InDouble(SHAPES, seed=3).batch(range(4))
+    made.memory["step"].fill_(1)
+    large, small = made._pairs(batch)
+    _, said = made.loss("critic", batch)
+    judge, decoder = made.players["critic"], made.players["model"]
+    torch.testing.assert_close(said["real"], judge(large).mean(dim=1))
+    torch.testing.assert_close(said["fake"], judge(decoder(small)).mean(dim=1))
+    assert not torch.allclose(said["real"], said["fake"], rtol=0.01)
+
+
 def test_a_preview_is_bicubic_result_and_original() -> None:
     made = stage(critic=None)
     model = made.players["model"].eval()
