@@ -102,6 +102,19 @@ def add_noise(
     spread = stratified if config.stratified else uniform
     u = spread(seed, "t", slots)
     quantile = u if table is None else table.quantile(u)
+    return noised_at(quantile, x0, slots, seed, schedule, times, config)
+
+
+def noised_at(
+    quantile: Tensor,
+    x0: Tensor,
+    slots: Sequence[int],
+    seed: int,
+    schedule: Schedule,
+    times: AnyTimes,
+    config: LossConfig,
+) -> Noised:
+    """Draw each slot's noise and mix, at times that are told as quantiles (b,) of their distribution."""
     t = times(quantile, schedule).to(x0)
     noise = normal(seed, "noise", slots, tuple(x0.shape[1:])).to(x0)
     if config.offset_noise > 0:

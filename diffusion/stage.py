@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from diffusion import effective_weight
 from diffusion.denoiser import Denoiser, per_image
-from diffusion.loss import LossConfig, add_noise, level_of, square_error
+from diffusion.levels import logsnr
+from diffusion.loss import LossConfig, Noised, add_noise, level_of, noised_at, square_error
 from diffusion.parameterization import AnyParameterization, Eps, V
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.schedule import AnySchedule, Cosine, Table, terminal_signal
@@ -159,13 +160,38 @@ class DiffusionStage:
             "" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)
         ]
         noised = add_noise(x0, slots, batch.seed, config.schedule, config.times, config.loss, self.table)
-        output, _ = self.players["model"](noised.x_t, noised.t, placed(self._prepare(captions), x0.device))
-        target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))
-        level = level_of(noised.t, config.schedule, config.times, config.parameterization)
-        losses = config.loss(square_error(output, target), level)
+        losses = self._losses(self.players["model"], x0, captions, noised)
         if self.table is None:
             return losses, {}
         return losses / self.table.rate(noised.quantile).to(losses), {"quantile": noised.quantile}
+
+    def losses_by_level(self, model: nn.Module, batch: Batch, levels: int) -> Tensor:
+        """Give the loss (b, levels) of each sample on a fixed grid, with every caption heard.
+
+        Its columns stand for equally likely parts of the times that training draws, so the mean of a row estimates what
+        training minimises. Noise and latent of a sample are functions of its slot.
+        """
+        config, slots = self.config, batch.slots
+        x0 = latents(self.codec, batch)
+        columns = []
+        for k in range(levels):
+            quantile = torch.full((len(batch),), (k + 0.5) / levels)
+            noised = noised_at(quantile, x0, slots, batch.seed, config.schedule, config.times, config.loss)
+            columns.append(self._losses(model, x0, batch.captions, noised))
+        return torch.stack(columns, dim=1)
+
+    def logsnr_of_levels(self, levels: int) -> list[float]:
+        """Give the log-SNR of each column of ``losses_by_level``."""
+        quantile = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
+        schedule = self.config.schedule
+        return [round(level, 2) for level in logsnr(*schedule(self.config.times(quantile, schedule))).tolist()]
+
+    def _losses(self, model: nn.Module, x0: Tensor, captions: Sequence[str], noised: Noised) -> Tensor:
+        config = self.config
+        output, _ = model(noised.x_t, noised.t, placed(self._prepare(captions), x0.device))
+        target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))
+        level = level_of(noised.t, config.schedule, config.times, config.parameterization)
+        return config.loss(square_error(output, target), level)
 
     def after_step(self, samples: Mapping[str, Tensor]) -> None:
         """Let the table of times, if there is one, learn from the step's losses."""

@@ -11,32 +11,29 @@ from typing import Annotated, Any, TypeVar, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion.pipeline import Request
 from diffusion.stage import DiffusionConfig, DiffusionStage, build
 from lab import config as configuration
 from lab import runtime as runtimes
 from lab.data.finite import Finite
 from lab.data.loader import Loader
-from lab.data.shapes import ShapesConfig, prompts
+from lab.data.shapes import ShapesConfig
 from lab.data.source import Source
 from lab.data.sources import source
 from lab.errors import Refused
 from lab.evaluation import perceptual
-from lab.evaluation.prompt_accuracy import accuracy
-from lab.experiment import EvaluateConfig, Experiment
-from lab.images import from_uint8, to_uint8
+from lab.experiment import Experiment
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.text import selection
 from lab.training import checkpoint, snapshot
-from lab.training.observer import Evaluator
 from lab.training.quarantine import Quarantine
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from scripts import latent
+from scripts.evaluators import evaluators
 from superres.fast_stage import FastStage, FastStageConfig
 from vae import published
 from vae.cached import Cached, folder_of
@@ -236,7 +233,7 @@ def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, sta
             **{k: v for k, v in process.items() if k in ("commit", "dirty", "packages")},
             **{k: v for k, v in environment.items() if k == "init_from"},
         },
-        evaluators=_evaluators(experiment, made),
+        evaluators=evaluators(experiment.evaluate, experiment.data, made) if isinstance(made, DiffusionStage) else [],
         quarantine=_quarantine(experiment, rundir, data),
     )
 
@@ -262,13 +259,6 @@ def world_of(experiment: DiffusionExperiment) -> ShapesConfig:
     return experiment.data
 
 
-def _evaluators(experiment: AnyExperiment, made: AnyStage) -> list[Evaluator]:
-    """What is measured while a run trains."""
-    if not isinstance(made, DiffusionStage) or not experiment.evaluate.every_steps:
-        return []
-    return [PromptAccuracy(experiment.evaluate, made)]
-
-
 def describe(trainer: Trainer, path: Path) -> str:
     """Say in one line what is about to be trained."""
     sizes = ", ".join(
@@ -281,30 +271,6 @@ def describe(trainer: Trainer, path: Path) -> str:
         f"{runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads"
         + (f"; {data.summary}" if isinstance(data := trainer.loader.source, Finite) else "")
     )
-
-
-class PromptAccuracy:
-    """The share of prompts that the averaged model obeys, on fixed prompts and noise.
-
-    Args:
-        config: how many prompts of which kinds, and how often.
-        stage: draws the images.
-    """
-
-    def __init__(self, config: EvaluateConfig, stage: DiffusionStage) -> None:
-        self.every_steps = config.every_steps
-        self.stage = stage
-        self.prompts = {kind: prompts(kind, config.num, seed=1) for kind in config.kinds}
-
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        """Give accuracy/<kind> and its attributes."""
-        figures: dict[str, float] = {}
-        for kind, texts in self.prompts.items():
-            requests = [Request(text, number) for number, text in enumerate(texts)]
-            chunks = self.stage.pipeline(model).draw(requests, 0, self.stage.config.sampling)
-            found = accuracy((image for chunk in chunks for image in from_uint8(to_uint8(chunk))), texts)
-            figures |= {f"accuracy/{kind}/{name}": share.value for name, share in found.items()}
-        return figures
 
 
 @dataclass(frozen=True)

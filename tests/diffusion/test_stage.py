@@ -83,6 +83,26 @@ def test_the_loss_is_the_mean_square_over_the_networks_own_target(
         torch.testing.assert_close(losses[k], error.square().mean() / out**2)
 
 
+def test_the_fixed_grid_has_the_loss_of_each_level_and_its_mean_is_what_training_minimises(tiny: Tiny) -> None:
+    made, given, schedule = stage(tiny().double(), times=LogitNormalTimes(), caption_drop=0.0), batch([0, 1]), Cosine()
+    model = made.players["model"]
+    assert isinstance(model, TextToImage)
+    with torch.no_grad():
+        grid = made.losses_by_level(model, given, 4)
+        assert grid.shape == (2, 4)
+        torch.testing.assert_close(made.losses_by_level(model, batch([1]), 4), grid[1:], rtol=1e-10, atol=0)
+        t = LogitNormalTimes()(torch.tensor([0.375, 0.375]), schedule).double()
+        alpha, sigma = schedule(t)
+        state = per_image(alpha) * given.images + per_image(sigma) * normal(0, "noise", [0, 1], (3, 8, 8))
+        output, scales = model(state, t, model.text.prepare(given.captions))
+        error = per_image(scales.skip) * state + per_image(scales.out) * output - given.images
+        torch.testing.assert_close(grid[:, 1], error.square().mean(dim=(1, 2, 3)) / scales.out**2)
+        level = 2 * (alpha[0] / sigma[0]).log().item()
+        assert made.logsnr_of_levels(4)[1] == pytest.approx(level, abs=0.01)
+        drawn = [made.loss("model", replace(given, seed=seed))[0].mean().item() for seed in range(200)]
+        assert made.losses_by_level(model, given, 64).mean().item() == pytest.approx(sum(drawn) / 200, rel=0.08)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_captions_are_dropped_one_by_one_with_the_stated_share(share: float, tiny: Tiny) -> None:
     model, slots = tiny(), list(range(2000))
