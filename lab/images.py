@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,6 +81,50 @@ def save_png(path: str | Path, image: Tensor | Image.Image, metadata: Mapping[st
     write_whole(Path(path), buffer.getvalue())
 
 
+class Layers(NamedTuple):
+    """A picture apart from its transparency.
+
+    Attributes:
+        image: (3, H, W) float32 in [-1, 1], what it looks like on white.
+        opacity: (1, H, W) in [0, 1]; ``None`` where it has none of its own.
+        is_grey: whether it has no colours.
+    """
+
+    image: Tensor
+    opacity: Tensor | None
+    is_grey: bool
+
+
+def read_layers(path: str | Path) -> Layers:
+    """Read a picture with its transparency.
+
+    Args:
+        path: the file; what ``read_image`` reads, but for animations.
+
+    Raises:
+        Refused: no such file, or it is animated.
+        BadData: as from ``read_image``.
+    """
+    picture = _opened(path, refuse_animations=True)
+    opacity = None
+    if picture.has_transparency_data:
+        levels = np.array(picture.convert("RGBA").getchannel("A"))
+        opacity = rearrange(torch.from_numpy(levels).float() / 255, "h w -> 1 h w")
+    return Layers(_on_ground(picture, (255, 255, 255)), opacity, picture.mode.startswith(("1", "L", "I")))
+
+
+def layered(layers: Layers) -> Image.Image:
+    """The inverse of ``read_layers``, in bytes: on white it looks as ``layers.image``, whatever the opacity."""
+    white, mode = 1.0, "L" if layers.is_grey else "RGB"
+    if layers.opacity is None:
+        return _to_pil(layers.image).convert(mode)
+    opacity = (255 * layers.opacity).round().clamp(0, 255)
+    colour = white - (white - layers.image) * 255 / opacity.clamp(min=1)
+    picture = _to_pil(colour.where(opacity > 0, white)).convert(mode)
+    picture.putalpha(Image.fromarray(opacity[0].to(torch.uint8).cpu().numpy()))
+    return picture
+
+
 def read_image(path: str | Path, ground: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
     """Read a picture of any common format.
 
@@ -94,14 +139,24 @@ def read_image(path: str | Path, ground: tuple[int, int, int] = (255, 255, 255))
         Refused: no such file.
         BadData: it is not a picture, is cut short, or is absurdly large.
     """
+    return _on_ground(_opened(path), ground)
+
+
+def _opened(path: str | Path, *, refuse_animations: bool = False) -> Image.Image:
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
+        with Image.open(path) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            if refuse_animations and frames > 1 and picture.format != "MPO":  # a photograph with its own preview
+                raise Refused(f"{path}: has {frames} frames: save the one that you want as a picture")
+            picture.load()
+            return ImageOps.exif_transpose(picture)
     except FileNotFoundError:
         raise Refused(f"{path}: no such image file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadData(f"{path}: is not a readable image ({error})") from None
+
+
+def _on_ground(picture: Image.Image, ground: tuple[int, int, int]) -> Tensor:
     if picture.mode.startswith("I"):  # 16 bits of grey, which PIL would clip to 8
         grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / 32767.5 - 1)
         return repeat(grey, "h w -> 3 h w").contiguous()

@@ -22,6 +22,7 @@ from lab.data.shapes import ShapesConfig
 from lab.data.source import Source
 from lab.data.sources import source
 from lab.errors import Refused
+from lab.evaluation import perceptual
 from lab.experiment import Experiment
 from lab.rundir import RunDir
 from lab.runtime import Runtime
@@ -33,7 +34,8 @@ from lab.training.trainer import Trainer
 from lab.world import ALONE, World
 from scripts import latent
 from scripts.evaluators import evaluators
-from vae import perceptual, published
+from superres.fast_stage import FastStage, FastStageConfig
+from vae import published
 from vae.cached import Cached, folder_of
 from vae.codec import Codec, Pixels, PixelsConfig
 from vae.latent import Latents, LatentsConfig, Origin
@@ -43,9 +45,12 @@ from vae.stage import AutoencoderStage, VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
 VaeExperiment = Experiment[VaeConfig]
-AnyExperiment = Experiment[Annotated[DiffusionConfig | VaeConfig, Field(discriminator="kind")]]
+AnyStageConfig = DiffusionConfig | VaeConfig | FastStageConfig
+AnyStage = DiffusionStage | AutoencoderStage | FastStage
+AnyExperiment = Experiment[Annotated[AnyStageConfig, Field(discriminator="kind")]]
 Asked = TypeVar("Asked", bound=AnyExperiment)
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
+SUBJECTS = {"vae": "an autoencoder", "fast": "a fast decoder"}  # by the kind of their stage
 
 
 def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
@@ -56,8 +61,8 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     """
     experiment = configuration.load(path, overrides, AnyExperiment)
     _check_size(experiment)
-    if isinstance(experiment.stage, VaeConfig) and experiment.evaluate.every_steps:
-        raise Refused(f"{path}: an autoencoder obeys no prompts: set evaluate.every_steps=0")
+    if not isinstance(experiment.stage, DiffusionConfig) and experiment.evaluate.every_steps:
+        raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
     return experiment
 
 
@@ -68,6 +73,12 @@ def _check_size(experiment: AnyExperiment) -> None:
         factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
         if not isinstance(config.codec, PixelsConfig):
             factor, keys = factor * (config.codec.factor or 1), f"{keys}, times the autoencoder's factor"
+    elif isinstance(config, FastStageConfig):
+        factor, keys = config.decoder.factor, "stage.decoder.factor"
+        if config.crop > experiment.data.size:
+            raise Refused(
+                f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
+            )
     else:
         factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
         if config.loss.equivariance:
@@ -83,12 +94,11 @@ def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
     """Give an experiment as one that trains a diffusion model.
 
     Raises:
-        Refused: it trains an autoencoder.
+        Refused: it trains something else.
     """
     if not isinstance(experiment.stage, DiffusionConfig):
-        raise Refused(
-            f"{path} trains an autoencoder, which draws nothing from prompts: name a run of a diffusion model"
-        )
+        what = SUBJECTS[experiment.stage.kind]
+        raise Refused(f"{path} trains {what}, which draws nothing from prompts: name a run of a diffusion model")
     return cast(DiffusionExperiment, experiment)
 
 
@@ -119,7 +129,7 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
     return completed
 
 
-def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> DiffusionConfig | VaeConfig:
+def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> AnyStageConfig:
     """The stage; of a latent one with the autoencoder that was found, and the scale of its latents."""
     config = asked.stage
     if not isinstance(config, DiffusionConfig):
@@ -166,15 +176,20 @@ def _trained_codec(config: LatentsConfig, runtime: Runtime) -> Latents:
     return Latents(latent.build(found, runtime), config.statistics, config.tile)
 
 
-def stage(experiment: AnyExperiment, runtime: Runtime) -> DiffusionStage | AutoencoderStage:
+def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
     """Build the stage of a completed experiment, with fresh weights."""
     config = experiment.stage
     if isinstance(config, DiffusionConfig):
         return diffusion_stage(cast(DiffusionExperiment, experiment), runtime)
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
-    loader = Loader(source(experiment.data), experiment.seed)
-    return AutoencoderStage(config, experiment.seed, network, lambda num: loader.batch(range(num)).images, runtime)
+
+    def originals(num: int) -> Tensor:  # opened when it is asked: a model is built also where its data is not
+        return Loader(source(experiment.data), experiment.seed).batch(range(num)).images
+
+    if isinstance(config, FastStageConfig):
+        return FastStage(config, experiment.seed, network, originals, runtime)
+    return AutoencoderStage(config, experiment.seed, network, originals, runtime)
 
 
 def diffusion_stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:

@@ -234,11 +234,12 @@ def at(place: str, nth: int, act: Callable[[], None]) -> None:
     from diffusion.unet import UNet
     from lab.data.shapes import Shapes
     from lab.training import checkpoint
+    from superres.fast_stage import FastStage
     from vae.stage import AutoencoderStage
 
     calls = Counter(nth)
     owners: dict[str, tuple[Any, ...]] = {
-        "loss": (DiffusionStage, AutoencoderStage),
+        "loss": (DiffusionStage, AutoencoderStage, FastStage),
         "sample": (Shapes,),
         "forward": (UNet,),
         "fsync": (os,),
@@ -327,12 +328,18 @@ def serve(orders: Iterator[str]) -> None:
         average,
         checkup,
         drawing,
+        enlarging,
         evaluate,
         gallery,
+        heldout,
         measure,
+        paired,
         prepare,
         sample,
         train,
+        upscale,
+        upscaling_lab,
+        vae_lab,
         warm_start,
     )
     from scripts.benchmarks import reference, samplers  # noqa: F401

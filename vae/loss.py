@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lab.config import Config
-from vae.perceptual import AnyPerceptual, Perceptual
+from lab.evaluation.perceptual import AnyPerceptual, Perceptual
 
 
 class LossConfig(Config):

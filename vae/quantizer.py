@@ -7,6 +7,7 @@ was divided into micro-batches and processes.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -81,6 +82,15 @@ class Codebook(nn.Module):
         latent = features + (quantised - features).detach()
         return Posterior(latent, torch.zeros_like(latent), self.config.commitment * commitment, metrics)
 
+    @property
+    def num_codes(self) -> int:
+        """How many there are."""
+        return self.config.codes
+
+    def numbers(self, vectors: Tensor) -> Tensor:
+        """Give the number of the code (n, 1) of (n, c) latents."""
+        return self.nearest(vectors)[:, None]
+
     def nearest(self, vectors: Tensor) -> Tensor:
         """Give the number of the nearest code (...) of (..., c) vectors."""
         codes = self.codes.to(vectors)
@@ -135,6 +145,15 @@ class FiniteScalar(Config):
         """Channels that the encoder gives."""
         return self.channels
 
+    @property
+    def num_codes(self) -> int:
+        """How many there are."""
+        return math.prod(self.levels)
+
+    def numbers(self, vectors: Tensor) -> Tensor:
+        """Give the level of each channel, counted from the one at 0, of (n, c) latents."""
+        return (vectors * vectors.new_tensor([levels // 2 for levels in self.levels])).round().long()
+
     def __call__(self, features: Tensor) -> Posterior:
         """Round (b, c, h, w) features to the levels, evenly spaced in [-1, 1]; the gradient is that of a tanh."""
         half, shift, middle = (rearrange(features.new_tensor(each), "c -> c 1 1") for each in self._bounds())
@@ -148,3 +167,26 @@ class FiniteScalar(Config):
         half = [(levels - 1) * 0.999 / 2 for levels in self.levels]
         middle = [0.0 if levels % 2 else 0.5 for levels in self.levels]
         return half, [math.atanh(m / h) for m, h in zip(middle, half, strict=True)], middle
+
+
+@dataclass(frozen=True)
+class Use:
+    """Which codes a set of quantised latents has.
+
+    Attributes:
+        num_codes: how many there could be.
+        used: how many different ones occur.
+        perplexity: the exponential of the entropy of their shares: as many codes in even use say as much.
+    """
+
+    num_codes: int
+    used: int
+    perplexity: float
+
+
+def use(latents: Tensor, kind: Codebook | FiniteScalar) -> Use:
+    """Count the codes of (b, c, h, w) latents that a codebook or a rounding gave."""
+    numbers = kind.numbers(rearrange(latents, "b c h w -> (b h w) c"))
+    _, counts = numbers.unique(dim=0, return_counts=True)
+    entropy = torch.special.entr(counts.double() / len(numbers)).sum()
+    return Use(kind.num_codes, len(counts), entropy.exp().item())

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from lab.config import Config
 from lab.data.loader import Batch
+from lab.evaluation.perceptual import Perceptual
 from lab.randomness import key, normal
 from lab.runtime import Runtime
 from vae import autoencoder, critic
 from vae.autoencoder import Autoencoder, AutoencoderConfig
 from vae.critic import Contest, CriticConfig
 from vae.loss import LossConfig, halved
-from vae.perceptual import Perceptual
 from vae.posterior import Posterior
 from vae.quantizer import Codebook
 

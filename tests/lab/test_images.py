@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lab.errors import BadData, NonFinite, Refused, StorageFailed
-from lab.images import from_uint8, grid, read_image, read_metadata, save_png, to_uint8
+from lab.images import from_uint8, grid, layered, read_image, read_layers, read_metadata, save_png, to_uint8
 
 
 def constant(value: float, height: int = 2, width: int = 3) -> torch.Tensor:
@@ -207,3 +207,50 @@ def test_large_pictures_are_not_magnified() -> None:
 def test_a_grid_refuses(images: torch.Tensor, captions: list[str] | None) -> None:
     with pytest.raises(ValueError, match="image"):
         grid(images, captions)
+
+
+# Pictures with their transparency
+
+
+def layered_picture(mode: str) -> Image.Image:
+    y, x = np.mgrid[0:16, 0:16]
+    levels = np.stack([16 * x, 16 * y, 255 - 8 * x - 8 * y, np.minimum(20 * x, 255)], axis=-1).astype(np.uint8)
+    return Image.fromarray(levels).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+def test_a_picture_in_layers_comes_back(tmp_path: Path, mode: str) -> None:
+    layered_picture(mode).save(tmp_path / "a.png")
+    layers = read_layers(tmp_path / "a.png")
+    assert layers.is_grey == mode.startswith("L")
+    assert (layers.opacity is None) == (not mode.endswith("A"))
+    assert torch.equal(layers.image, read_image(tmp_path / "a.png"))
+    made = layered(layers)
+    assert made.mode == mode
+    save_png(tmp_path / "b.png", made)
+    again = read_layers(tmp_path / "b.png")
+    assert (to_uint8(again.image).int() - to_uint8(layers.image).int()).abs().max() <= 2
+    if layers.opacity is not None:
+        assert again.opacity is not None
+        assert torch.equal(again.opacity, layers.opacity)
+
+
+def test_colours_shine_on_other_grounds_as_they_did(tmp_path: Path) -> None:
+    """A red of any opacity stays red, and does not become pink."""
+    picture = Image.new("RGBA", (4, 1), (200, 30, 10, 255))
+    picture.putalpha(Image.fromarray(np.array([[0, 60, 128, 255]], dtype=np.uint8)))
+    picture.save(tmp_path / "a.png")
+    found = np.array(layered(read_layers(tmp_path / "a.png")))
+    assert np.abs(found[0, 1:, :3].astype(int) - [200, 30, 10]).max() <= 4
+    assert found[0, :, 3].tolist() == [0, 60, 128, 255]
+
+
+def test_an_animation_has_no_layers_but_a_photograph_with_a_preview_has(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(Refused, match="has 2 frames: save the one that you want"):
+            read_layers(tmp_path / name)
+        assert read_image(tmp_path / name).shape == (3, 4, 4)
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert read_layers(tmp_path / "a.jpg").image.shape == (3, 4, 4)

@@ -112,7 +112,7 @@ def test_a_run_begins_with_the_weights_of_another(script: Scripts, reference: Pa
         ("train", ("stage.kind=gan",), "stage: unknown kind 'gan'; choose one of diffusion, vae"),
         ("train", ("stage.loss.pixels=l2",), "did you mean stage.loss.pixel?"),
         ("sample", ("a red circle",), "trains an autoencoder, which draws nothing from prompts"),
-        ("evaluate", (), "trains an autoencoder, which draws nothing from prompts"),
+        ("evaluate", ("--steps", 3, "--no-distances"), "--steps is for runs that draw from prompts"),
     ],
 )
 def test_what_an_autoencoder_cannot_do_is_refused(

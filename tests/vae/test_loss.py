@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lab.evaluation.perceptual import Lite0, Perceptual
 from vae.loss import LossConfig, psnr
-from vae.perceptual import Lite0, Perceptual
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lab.randomness import key
-from vae.quantizer import Codebook, FiniteScalar, VectorQuantized
+from vae.quantizer import Codebook, FiniteScalar, VectorQuantized, use
 
 CONFIG = VectorQuantized(channels=3, codes=5, commitment=0.3, decay=0.9, dead_below=0.0)
 
@@ -124,3 +124,21 @@ def test_vectors_for_learning_keep_the_order_of_the_positions() -> None:
     features = drawn(2, 3, 4, 6)
     vectors = codebook()(features).metrics["vectors"]
     torch.testing.assert_close(rearrange(vectors, "b (h w) c -> b c h w", h=4), features)
+
+
+def test_the_use_of_a_codebook_is_counted() -> None:
+    made = Codebook(CONFIG)
+    numbers = torch.tensor([[0, 0, 1, 2], [1, 0, 0, 2]])
+    latents = rearrange(made.codes[numbers], "b l c -> b c 1 l")
+    found = use(latents + 1e-6, made)
+    assert (found.num_codes, found.used) == (5, 3)
+    assert found.perplexity == pytest.approx(2**1.5)
+    assert use(made(drawn(50, 3, 8, 8).float()).mean, made).used == 5  # not as many as roundings of the gradient's path
+
+
+def test_the_use_of_finite_scalars_is_counted() -> None:
+    config = FiniteScalar(levels=(4, 3))
+    found = use(config(10 * drawn(64, 2, 8, 8)).mean, config)
+    assert (found.num_codes, found.used) == (12, 12)
+    assert 6 < found.perplexity < 12
+    assert use(config(drawn(1, 2, 1, 1)).mean, config).used == 1

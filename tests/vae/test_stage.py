@@ -11,17 +11,17 @@ from lab.config import Config
 from lab.data.loader import Batch, Loader
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.errors import NonFinite
+from lab.evaluation import perceptual
+from lab.evaluation.perceptual import Lite0
 from lab.randomness import key, normal
 from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training.config import TrainConfig
 from lab.training.optimizer import OptimizerConfig
 from lab.training.trainer import Trainer
-from vae import perceptual
 from vae.autoencoder import AutoencoderConfig
 from vae.critic import CriticConfig
 from vae.loss import LossConfig
-from vae.perceptual import Lite0
 from vae.posterior import Gaussian
 from vae.quantizer import Codebook, FiniteScalar, VectorQuantized
 from vae.stage import AutoencoderStage, VaeConfig

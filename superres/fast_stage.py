@@ -1,0 +1,159 @@
+"""A fast decoder, and perhaps a critic, as a stage of the one trainer.
+
+Pictures of the data are the large ones; the small ones are made from them. Losses and critic are those of
+autoencoders, for both are a network whose output is to be a given image.
+"""
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Literal
+
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from lab.config import Config
+from lab.data.loader import Batch
+from lab.evaluation.perceptual import Perceptual
+from lab.randomness import key
+from lab.resampling import bicubic
+from lab.runtime import Runtime
+from superres import fast
+from superres.degrade import AnyDegradation, Bicubic, degrade
+from superres.fast import FastConfig
+from vae import critic
+from vae.critic import Contest, CriticConfig
+from vae.loss import LossConfig, psnr
+
+
+class FastStageConfig(Config):
+    """A fast decoder and how it is trained.
+
+    Attributes:
+        decoder: the network.
+        degradation: how small pictures are made from large ones.
+        crop: side in pixels of the part of a large picture that is trained on, another one each time; 0 for all of it.
+        loss: what is made of the difference between a large picture and what the decoder makes of the small one.
+        critic: a second player that tells them apart; ``None`` for none.
+    """
+
+    kind: Literal["fast"] = "fast"
+    decoder: FastConfig = FastConfig()
+    degradation: AnyDegradation = Bicubic()
+    crop: int = Field(0, ge=0)
+    loss: LossConfig = LossConfig()
+    critic: CriticConfig | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "FastStageConfig":
+        if self.crop % self.decoder.factor:
+            raise ValueError(f"crop={self.crop} is no multiple of decoder.factor={self.decoder.factor}")
+        if self.loss.equivariance:
+            raise ValueError("loss.equivariance is a property of latents, and there are none: set it to 0")
+        return self
+
+
+class FastStage:
+    """Trains a fast decoder, and in turn with it the critic, if there is one.
+
+    Args:
+        config: the decoder and its training.
+        seed: the run's, for initial weights.
+        perceptual: the network of ``config.loss.perceptual``, where there is one.
+        originals: gives the first so many large pictures (b, 3, H, W), for previews.
+        runtime: where previews are made.
+
+    Attributes:
+        players: "model", the decoder, and maybe "critic".
+        memory: "step", the steps made, and what the contest with the critic remembers.
+    """
+
+    def __init__(
+        self,
+        config: FastStageConfig,
+        seed: int,
+        perceptual: Perceptual | None,
+        originals: Callable[[int], Tensor],
+        runtime: Runtime,
+    ) -> None:
+        assert (perceptual is None) == (config.loss.perceptual is None)
+        self.config, self.seed, self.runtime = config, seed, runtime
+        self.perceptual, self.originals = perceptual, originals
+        self.players: MutableMapping[str, nn.Module] = {"model": fast.build(config.decoder, seed)}
+        self.contest: Contest | None = None
+        if config.critic is not None:
+            self.players["critic"] = critic.build(config.critic, seed)
+            self.contest = Contest(config.critic)
+        self.memory: Mapping[str, Tensor] = {
+            "step": torch.zeros((), dtype=torch.int64),
+            **(self.contest.memory if self.contest else {}),
+        }
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Give a player's loss of each sample (b,), and its parts; before the critic's first step it rests."""
+        large, small = self._pairs(batch)
+        return self._model_loss(large, small) if player == "model" else self._critic_loss(large, small)
+
+    def after_step(self, samples: Mapping[str, Tensor]) -> None:
+        """Let the contest learn from the step, and count it."""
+        if self.contest is not None and self._critic is not None:
+            self.contest.learn(samples)
+        self.memory["step"].add_(1)
+
+    def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
+        """Show the bicubic enlargement, what the decoder makes, and the original, side by side."""
+        large = self.runtime.batch(self.originals(len(captions)))
+        small = degrade(large, self.config.decoder.factor, self.config.degradation, self.seed, range(len(captions)))
+        with self.runtime.autocast():
+            made: Tensor = model(small)
+        return torch.cat([bicubic(small, (large.shape[2], large.shape[3])), made, large], dim=-1)
+
+    def findings(self) -> Mapping[str, float]:
+        """Give the factor, and how far the decoder sees in small pixels."""
+        return {"factor": float(self.config.decoder.factor), "reach": float(self.config.decoder.reach)}
+
+    def charts(self) -> Mapping[str, Image.Image]:
+        """Draw nothing."""
+        return {}
+
+    @property
+    def _critic(self) -> nn.Module | None:
+        """The critic, if there is one and it speaks in this step."""
+        config = self.config.critic
+        return self.players["critic"] if config and self.memory["step"].item() >= config.start_step else None
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Give large pictures, perhaps parts of them, and the small ones made from them; both by slot."""
+        config, large = self.config, batch.images
+        if config.crop:
+            parts = [
+                _part(image, config.crop, key(batch.seed, "crop", slot).random(2).tolist())
+                for image, slot in zip(large, batch.slots, strict=True)
+            ]
+            large = torch.stack(parts)
+        return large, degrade(large, config.decoder.factor, config.degradation, batch.seed, batch.slots)
+
+    def _model_loss(self, large: Tensor, small: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        made = self.players["model"](small)
+        losses, metrics = self.config.loss(made, large, self.perceptual)
+        enlarged = bicubic(small, (large.shape[2], large.shape[3]))
+        metrics["above_bicubic"] = metrics["psnr"] - psnr(enlarged, large)
+        if self.contest is not None:
+            voice, said = self.contest.voice(self._critic, losses, made)
+            losses, metrics = losses + voice, metrics | said
+        return losses, metrics
+
+    def _critic_loss(self, large: Tensor, small: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        assert self.contest is not None
+        if self._critic is None:
+            nothing = large.new_zeros(len(large))
+            return nothing, {"real": nothing, "fake": nothing}
+        with torch.no_grad():
+            made = self.players["model"](small)
+        return self.contest.critic_loss(self._critic, large, made)
+
+
+def _part(image: Tensor, side: int, shares: Sequence[float]) -> Tensor:
+    """Cut a square out of (3, H, W), at two shares in [0, 1) of the way that it can go down and right."""
+    top, left = (int(share * (length - side + 1)) for share, length in zip(shares, image.shape[1:], strict=True))
+    return image[:, top : top + side, left : left + side]
