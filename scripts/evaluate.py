@@ -7,7 +7,9 @@
 Prompts come from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations,
 held-out phrasings and ``single``. A picture is right when everything its prompt states is right and nothing is added; a
 picture that cannot be read is wrong. Intervals are Wilson 95 % for proportions and as named for distances. The same
-checkpoint and settings give the same figures, and are not measured twice: the hash in the file's name is theirs.
+checkpoint and settings give the same figures, and are not measured twice: the hash in the file's name is theirs. What
+became of each prompt is kept beside them in ``*.outcomes.jsonl``, and the first pictures of each list in
+``*.pictures``: from these scripts/compare.py compares runs.
 
 Ctrl-C, SIGTERM and SIGUSR1 stop it soon; after them, and after a kill, the same command goes on: finished chunks of
 pictures wait in a folder beside the figures, ``*.drawn``, which is removed when these are written. Where memory runs
@@ -56,6 +58,8 @@ def _measure(options: argparse.Namespace, trained: "Trained", sampling: "Samplin
     import shutil
 
     from diffusion.pipeline import within_memory
+    from lab.evaluation import outcomes
+    from lab.images import save_png
     from lab.storage import write_whole
     from lab.training.signals import Stopper
     from scripts import gallery, measure
@@ -68,9 +72,13 @@ def _measure(options: argparse.Namespace, trained: "Trained", sampling: "Samplin
 
     def complete(sampling: "SamplingConfig") -> Path:
         path: Path = options.json or options.run / f"{name_of(sampling)}.json"
-        if not path.exists():
-            figures = measure.everything(trained, sampling, options.num, kept, stopper.check, with_distances=distances)
-            write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
+        if not (path.exists() and outcomes.path_of(path).exists()):
+            found = measure.everything(trained, sampling, options.num, kept, stopper.check, with_distances=distances)
+            for kind, images in found.images.items():
+                for index, image in enumerate(images):
+                    save_png(outcomes.picture_of(path, kind, index), image)
+            outcomes.write(outcomes.path_of(path), found.prompts, found.verdicts)
+            write_whole(path, (json.dumps(found.figures, indent=2) + "\n").encode())
         return path
 
     kept = (options.json.parent if options.json else options.run) / f"{name_of(sampling)}.drawn"

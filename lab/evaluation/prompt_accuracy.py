@@ -104,7 +104,11 @@ def accuracy(images: Iterable[Tensor], prompts: Sequence[str]) -> dict[str, Prop
         Refused: a prompt is no caption of this world.
         ValueError: the numbers of images and prompts differ.
     """
-    verdicts = [judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    return shares([judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)])
+
+
+def shares(verdicts: Iterable[Verdict]) -> dict[str, Proportion]:
+    """Count verdicts: "right", "readable", and each attribute by name -> proportion."""
     answers: dict[str, list[bool]] = {}
     for verdict in verdicts:
         for name, answer in {"right": verdict.right, "readable": verdict.readable, **verdict.attributes}.items():
