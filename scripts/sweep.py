@@ -85,17 +85,21 @@ def _make(cell: "Cell", preset: Path, folder: Path, options: argparse.Namespace,
 
 
 def launch(script: str, words: Sequence[str], stopper: "Stopper") -> int:
-    """Run a script in a process of its own to its end; a signal that arrives meanwhile is passed on to it."""
+    """Run a script in a process of its own to its end; a signal that arrives meanwhile is passed on to it, once."""
     command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *words]
-    with subprocess.Popen(command, stdout=sys.stderr) as process:
+    # Its own group: Ctrl-C would reach it twice, which ends it without saving.
+    with subprocess.Popen(command, stdout=sys.stderr, process_group=0) as process:
         passed_on = False
-        while True:
-            try:
-                return process.wait(POLL_S)
-            except subprocess.TimeoutExpired:
-                if stopper.signal is not None and not passed_on:
-                    process.send_signal(stopper.signal)
-                    passed_on = True
+        try:
+            while True:
+                try:
+                    return process.wait(POLL_S)
+                except subprocess.TimeoutExpired:
+                    if stopper.signal is not None and not passed_on:
+                        process.send_signal(stopper.signal)
+                        passed_on = True
+        finally:
+            process.terminate()  # nothing to one that has ended
 
 
 def _parser() -> argparse.ArgumentParser:
