@@ -97,7 +97,7 @@ def test_the_grid_is_of_all_combinations_and_equal_length() -> None:
     assert {cell.experiment.train.micro_batch for cell in grid} == {3}
     assert grid[0].name == "batch-6_widths-16-32-seed7"
     assert grid[0].group == grid[4].group
-    ends = "train.optimizer.decay=wsd train.optimizer.decay_share=0.2 train.budget=1m".split()
+    ends = ["train.optimizer.decay=wsd", "train.optimizer.decay_share=0.2", "train.budget=1m"]
     assert len(cells.grid(TINY, ends, ["train.batch=6,12"], 1, None)) == 2  # the same time is an equal budget too
     assert len(cells.grid(TINY, [], ["train.steps=6,12"], 1, None)) == 2  # it is what varies
 
