@@ -42,13 +42,13 @@ class Selection:
 
     Attributes:
         ranking: numbers of the candidates that were finished, the best first; of equals the lower number.
-        image: of the best.
+        images: (k, ...) in the order of the ranking.
         scores: of each candidate, by the step at which it was judged: [number][step].
         steps: that were made for all of them.
     """
 
     ranking: tuple[int, ...]
-    image: Tensor
+    images: Tensor
     scores: Sequence[dict[int, float]]
     steps: int
 
@@ -76,7 +76,7 @@ def best_of_n(
     Raises:
         ValueError: ``n`` is not positive, or the rounds do not increase within the steps or keep no share of 0 to 1.
     """
-    _check(n, steps, rounds)
+    check(n, steps, rounds)
     alive = [list(range(n)) for _ in range(items)]
     scores: list[list[dict[int, float]]] = [[{} for _ in range(n)] for _ in range(items)]
     images: Tensor | None = None
@@ -93,7 +93,7 @@ def best_of_n(
     place = {candidate: k for k, candidate in enumerate(candidates)}
     total = cost(n, steps, rounds)
     return [
-        Selection(tuple(numbers), images[place[Candidate(item, numbers[0])]], scores[item], total)
+        Selection(tuple(numbers), images[[place[Candidate(item, number)] for number in numbers]], scores[item], total)
         for item, numbers in enumerate(alive)
     ]
 
@@ -104,6 +104,28 @@ def cost(n: int, steps: int, rounds: Sequence[Round] = ()) -> int:
     for step, keep in (*rounds, Round(steps, 1.0)):
         total, before, n = total + n * (step - before), step, _kept(n, keep)
     return total
+
+
+def finished(n: int, rounds: Sequence[Round] = ()) -> int:
+    """How many candidates come to their end."""
+    for _, keep in rounds:
+        n = _kept(n, keep)
+    return n
+
+
+def check(n: int, steps: int, rounds: Sequence[Round]) -> None:
+    """Refuse what ``best_of_n`` refuses.
+
+    Raises:
+        ValueError: as there.
+    """
+    places = [0, *(step for step, _ in rounds), steps]
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    if any(after <= before for before, after in pairwise(places)):
+        raise ValueError(f"rounds must increase and lie between step 1 and {steps - 1}, got {places[1:-1]}")
+    if not all(0 < keep < 1 for _, keep in rounds):
+        raise ValueError(f"a round must keep a share between 0 and 1, got {[keep for _, keep in rounds]}")
 
 
 def weighted(scores: Sequence[tuple[float, Score]]) -> Score:
@@ -133,13 +155,3 @@ def expected_maximum(n: int) -> float:
 
 def _kept(count: int, keep: float) -> int:
     return max(1, ceil(keep * count))
-
-
-def _check(n: int, steps: int, rounds: Sequence[Round]) -> None:
-    places = [0, *(step for step, _ in rounds), steps]
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    if any(after <= before for before, after in pairwise(places)):
-        raise ValueError(f"rounds must increase and lie between step 1 and {steps - 1}, got {places[1:-1]}")
-    if not all(0 < keep < 1 for _, keep in rounds):
-        raise ValueError(f"a round must keep a share between 0 and 1, got {[keep for _, keep in rounds]}")

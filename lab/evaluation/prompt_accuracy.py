@@ -41,6 +41,11 @@ class Verdict:
         """Whether a scene could be read at all."""
         return not self.problem
 
+    @property
+    def agreement(self) -> float:
+        """The share of the stated attributes that are right, 0 to 1."""
+        return sum(self.attributes.values()) / len(self.attributes)
+
 
 @dataclass(frozen=True)
 class Proportion:

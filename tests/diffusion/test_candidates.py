@@ -95,7 +95,7 @@ def test_candidates_are_nested_and_their_evaluations_counted(tiny: Tiny) -> None
 
         found = best_of_n(grow, lambda images, items: images.mean(dim=(1, 2, 3)).tolist(), 3, n, 7, rounds)
         assert all(
-            torch.equal(each.image, kept[n][Candidate(item, each.ranking[0])]) for item, each in enumerate(found)
+            torch.equal(each.images[0], kept[n][Candidate(item, each.ranking[0])]) for item, each in enumerate(found)
         )
         return candidates.evaluations, [each.steps for each in found]
 
