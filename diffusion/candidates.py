@@ -88,7 +88,8 @@ class Candidates:
             check_pausable(self.sampling)
         keys = [(candidate.item, candidate.number) for candidate in wanted]
         self._walks = {place: self._walks.get(place) or self._begin(*place) for place in keys}
-        images, chunk = {}, self.sampling.chunk
+        images: dict[tuple[int, int], Tensor] = {}
+        chunk = self.sampling.chunk
         by_step = sorted(keys, key=lambda place: self._walks[place].step)
         for before, group in groupby(by_step, key=lambda place: self._walks[place].step):
             places = list(group)
