@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Self, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -250,29 +251,37 @@ class Pipeline:
             yield images[: len(wanted)].float().cpu()
 
     def _chunk(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig, poll: Poll) -> Tensor:
-        streams = [key(seed, "sample", request.number) for request in requests]
-
-        def noise(like: Tensor) -> Tensor:
-            drawn = torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams])
-            if self.offset_noise > 0:
-                offsets = [standard_normal(stream, (like.shape[1], 1, 1)) for stream in streams]
-                drawn = drawn + self.offset_noise * torch.stack(offsets)
-            return drawn.to(like)
-
-        side = self.size // self.codec.factor
+        noise = partial(self.noise, [key(seed, "sample", request.number) for request in requests])
         schedule = self.model.denoiser.schedule
         times = times_of(sampling, schedule)
-        _, sigma = schedule(times[:1])
-        x = self.runtime.batch(sigma.item() * noise(torch.empty(len(requests), self.codec.channels, side, side)))
-        cond = self.model.encode([request.prompt for request in requests])
-        null = partial(self.model.encode, [request.negative for request in requests])
-        guided = guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
+        x = self.start(noise, len(requests), times)
+        guided = self.guided(requests, sampling, times)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             poll()
             return guided(x_t, t)
 
         return self.codec.decode(sampler_of(sampling, noise, self.variance)(denoise, x, times, schedule))
+
+    def noise(self, streams: Sequence[np.random.Generator], like: Tensor) -> Tensor:
+        """Draw the noise of a step, or of the start, (b, c, h, w): one stream per image."""
+        drawn = torch.stack([standard_normal(stream, tuple(like.shape[1:])) for stream in streams])
+        if self.offset_noise > 0:
+            offsets = [standard_normal(stream, (like.shape[1], 1, 1)) for stream in streams]
+            drawn = drawn + self.offset_noise * torch.stack(offsets)
+        return drawn.to(like)
+
+    def start(self, noise: NoiseLike, count: int, times: Tensor) -> Tensor:
+        """Give the states (count, c, h, w) that walks over such times start from."""
+        side = self.size // self.codec.factor
+        _, sigma = self.model.denoiser.schedule(times[:1])
+        return self.runtime.batch(sigma.item() * noise(torch.empty(count, self.codec.channels, side, side)))
+
+    def guided(self, requests: Sequence[Request], sampling: SamplingConfig, times: Tensor) -> Denoise:
+        """Bind the prompts of one chunk and their guidance over such times to the model."""
+        cond = self.model.encode([request.prompt for request in requests])
+        null = partial(self.model.encode, [request.negative for request in requests])
+        return guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
 
 
 def within_memory(act: Callable[[SamplingConfig], _Result], sampling: SamplingConfig) -> _Result:

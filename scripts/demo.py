@@ -76,7 +76,7 @@ def _measure(folder: Path, summary: Path, num: int) -> None:
     began = time.perf_counter()
     # All in one go, or the seconds would be those of the rest alone.
     with Stopper().listening() as stopper, tempfile.TemporaryDirectory() as kept:
-        figures = measure.everything(trained, sampling, num, Path(kept), stopper.check)
+        figures = measure.everything(trained, sampling, num, Path(kept), stopper.check).figures
     facts["evaluate_seconds"] = round(time.perf_counter() - began, 1)
     write_whole(summary, (json.dumps({**facts, **figures}, indent=2) + "\n").encode())
 

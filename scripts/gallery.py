@@ -63,13 +63,22 @@ def wanted(
     trained: Trained, prompts: Sequence[str], num: int, seed: int, negative: str, sampling: SamplingConfig
 ) -> list[Picture]:
     """List the pictures with their recipes, prompt by prompt."""
+    check(num, negative, sampling)
+    shared = recipe(trained, seed, sampling)
+    requests = [Request(prompt, number, negative) for prompt in prompts for number in range(num)]
+    return [Picture(request, {**request._asdict(), **shared}) for request in requests]
+
+
+def check(num: int, negative: str, sampling: SamplingConfig) -> None:
+    """Refuse no pictures, and a negative prompt that does nothing.
+
+    Raises:
+        Refused: either.
+    """
     if num < 1:
         raise Refused(f"--num {num}: at least 1 picture per prompt")
     if negative and sampling.guidance == 1:
         raise Refused("--negative does nothing at --guidance 1: raise the guidance or leave it out")
-    shared = recipe(trained, seed, sampling)
-    requests = [Request(prompt, number, negative) for prompt in prompts for number in range(num)]
-    return [Picture(request, {**request._asdict(), **shared}) for request in requests]
 
 
 def recipe(trained: Trained, seed: int, sampling: SamplingConfig) -> dict[str, object]:
@@ -121,7 +130,8 @@ def draw(
     Raises:
         OutOfMemory: a single picture is too much.
     """
-    index, found, drawn = _read_index(out / "index.jsonl"), list(pictures), 0
+    found, drawn = list(pictures), 0
+    _read_index(out / "index.jsonl")
 
     def complete(sampling: SamplingConfig) -> None:
         nonlocal found, drawn
@@ -140,10 +150,16 @@ def draw(
     try:
         within_memory(complete, sampling)
     finally:
-        index |= {picture.name: picture.recipe for picture in found if (out / picture.name).exists()}
-        lines = (json.dumps({"file": name, **recipe}) + "\n" for name, recipe in index.items())
-        write_whole(out / "index.jsonl", "".join(lines).encode())
+        enter(found, out)
     return found, drawn
+
+
+def enter(pictures: Sequence[Picture], out: Path) -> None:
+    """Enter those of the pictures that are there into the index."""
+    index = _read_index(out / "index.jsonl")
+    index |= {picture.name: picture.recipe for picture in pictures if (out / picture.name).exists()}
+    lines = (json.dumps({"file": name, **recipe}) + "\n" for name, recipe in index.items())
+    write_whole(out / "index.jsonl", "".join(lines).encode())
 
 
 def show(pictures: Sequence[Picture], out: Path, columns: int | None = None) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load, save
@@ -17,7 +17,7 @@ from lab.data.shapes import Shapes, ShapesConfig, prompts, prompts_hash
 from lab.evaluation.distances import distances
 from lab.evaluation.diversity import diversity
 from lab.evaluation.features import EfficientNetLite0, extract
-from lab.evaluation.prompt_accuracy import accuracy
+from lab.evaluation.prompt_accuracy import Verdict, judge, shares
 from lab.images import from_uint8, to_uint8
 from lab.storage import write_whole
 from scripts import gallery
@@ -27,13 +27,30 @@ from scripts.drawing import Trained
 KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
 PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds
 OPEN_PROMPT = "a red circle"
+SHOWN = 8  # pictures of each kind that are kept to be looked at
 
 _Item = TypeVar("_Item")
 
 
+class Measured(NamedTuple):
+    """What was measured of a checkpoint.
+
+    Attributes:
+        figures: JSON values, the same for the same checkpoint, settings and machine.
+        prompts: by kind.
+        verdicts: by kind, one per prompt.
+        images: by kind, (k, 3, H, W), those of the first ``SHOWN`` prompts.
+    """
+
+    figures: dict[str, Any]
+    prompts: Mapping[str, Sequence[str]]
+    verdicts: Mapping[str, Sequence[Verdict]]
+    images: Mapping[str, Tensor]
+
+
 def everything(
     trained: Trained, sampling: SamplingConfig, num: int, kept: Path, poll: Poll, *, with_distances: bool = True
-) -> dict[str, Any]:
+) -> Measured:
     """Measure prompt accuracy, diversity and distances.
 
     Args:
@@ -45,32 +62,34 @@ def everything(
         poll: called between steps, chunks and pictures.
         with_distances: whether to compare with held-out pictures, which needs the extra "evaluate".
 
-    Returns:
-        JSON values, the same for the same checkpoint, settings and machine.
-
     Raises:
         Refused: the run's data is not the Shapes world.
     """
     world = world_of(trained.experiment)
     extractor = EfficientNetLite0() if with_distances else None
-    draw = partial(_draw, trained, sampling, kept, poll)
+    drawn = partial(draw, trained, sampling, kept, poll)
     lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in KINDS}
     figures: dict[str, Any] = {
         "origin": dict(trained.origin),
+        "trained": {name: trained.state[name] for name in ("step", "seen", "seconds") if name in trained.state},
         "sampling": sampling.model_dump(mode="json"),
         "prompts": {"seed": PROMPT_SEED, "hash": prompts_hash([text for texts in lists.values() for text in texts])},
         "prompt_accuracy": {},
     }
+    verdicts: dict[str, list[Verdict]] = {}
+    shown: dict[str, Tensor] = {}
     for kind, texts in lists.items():
-        images = draw([Request(text, number) for number, text in enumerate(texts)], kind)
-        shares = {name: asdict(share) for name, share in accuracy(_polled(images, poll), texts).items()}
-        figures["prompt_accuracy"][kind] = {**shares.pop("right"), "attributes": shares}
+        images = drawn([Request(text, number) for number, text in enumerate(texts)], kind)
+        shown[kind] = images[:SHOWN]
+        verdicts[kind] = [judge(image, text) for image, text in zip(_polled(images, poll), texts, strict=True)]
+        found = {name: asdict(share) for name, share in shares(verdicts[kind]).items()}
+        figures["prompt_accuracy"][kind] = {**found.pop("right"), "attributes": found}
         if kind == "pair" and extractor is not None:
             figures["distances"] = _distances(images, world, extractor, poll)
-    images = draw([Request(OPEN_PROMPT, number) for number in range(2 * num)], OPEN_PROMPT)
+    images = drawn([Request(OPEN_PROMPT, number) for number in range(2 * num)], OPEN_PROMPT)
     spread = diversity(_polled(images, poll), OPEN_PROMPT)
     figures["diversity"] = {"prompt": OPEN_PROMPT, **{name: asdict(openness) for name, openness in spread.items()}}
-    return figures
+    return Measured(figures, lists, verdicts, shown)
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -94,10 +113,16 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _draw(
+def draw(
     trained: Trained, sampling: SamplingConfig, kept: Path, poll: Poll, requests: Sequence[Request], what: str
 ) -> Tensor:
-    """The pictures as a PNG would hold them: (n, 3, H, W) in [-1, 1] in steps of 2/255."""
+    """Draw pictures as a PNG would hold them: (n, 3, H, W) in [-1, 1] in steps of 2/255.
+
+    Args:
+        trained, sampling, kept, poll: as of ``everything``.
+        requests: what is wanted.
+        what: for the progress bar.
+    """
     recipe, chunks = gallery.recipe(trained, PROMPT_SEED, sampling), []
     with tqdm(total=len(requests), unit="picture", desc=what) as bar:
         for start in range(0, len(requests), sampling.chunk):

@@ -6,10 +6,15 @@
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
     python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
+    python scripts/sample.py runs/demo "a red circle" --best-of 8 --scorer prompt_accuracy --reject 6:0.5 12:0.5
 
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
 seed and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
 metadata: the same recipe is not drawn twice, another recipe is another file. The empty prompt "" is allowed: anything.
+
+With --best-of N pictures 0 to N - 1 of each prompt are candidates, of which the best --num are kept; all scores stand
+in ``best-<hash>.json``, and what selected a picture in its recipe. With --reject the worst previews are not drawn to
+their end. What the verifier selected and then judges is no evidence of quality, since that judge chose it.
 
 Ctrl-C, SIGTERM and SIGUSR1 stop within a step of the sampler and keep the finished pictures; after them, and after a
 kill or a crash, the same command draws only what is missing. Where memory runs out, the rest is drawn with half the
@@ -28,18 +33,29 @@ from scripts.entry import EXIT_CODES, run
 def main(argv: Sequence[str]) -> int:
     """Draw; see the module's text."""
     options = _parser().parse_args(argv)
+    from diffusion.pipeline import Request
     from lab.training.signals import Stopper
-    from scripts import drawing, gallery
+    from scripts import drawing, gallery, selecting
 
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
     trained = drawing.trained(options.run, options.checkpoint, options.weights)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
     trained = drawing.with_variance(trained, sampling)
     out = options.out or options.run / "samples"
+    columns = options.num if options.num > 1 else None
+    if options.best_of:
+        gallery.check(options.num, options.negative, sampling)
+        plan = selecting.Plan(options.best_of, options.scorer, tuple(map(selecting.read_round, options.reject)))
+        requests = [Request(prompt, 0, options.negative) for prompt in prompts]
+        with Stopper().listening() as stopper, gallery.alone(out):
+            selector = selecting.Selector(trained, options.seed, sampling, plan, stopper.check)
+            pictures, told = selecting.sample(selector, requests, options.num, out)
+            print(f"{told}; {gallery.show(pictures, out, columns)}")
+        return 0
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
     with Stopper().listening() as stopper, gallery.alone(out):
         pictures, drawn = gallery.draw(trained, pictures, options.seed, sampling, out, stopper.check)
-        sheet = gallery.show(pictures, out, columns=options.num if options.num > 1 else None)
+        sheet = gallery.show(pictures, out, columns)
     print(f"{drawn} drawn, {len(pictures) - drawn} there already; {sheet}")
     return 0
 
@@ -58,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="folder for the pictures (default RUN/samples)")
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
     add("--weights", default="ema", help="ema, raw, or what average.py made, such as ema_0.075 (default ema)")
+    add("--best-of", type=int, default=0, metavar="N", help="draw N candidates of each prompt and keep the best --num")
+    settings.add_selection_flags(parser)
     settings.add_flags(parser)
     return parser
 

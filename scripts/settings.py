@@ -1,4 +1,4 @@
-"""The flags that say how pictures are drawn, for every script that draws some."""
+"""The flags that say how pictures are drawn and selected, for every script that draws some."""
 
 import argparse
 
@@ -38,6 +38,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--times", type=float, nargs="+", metavar="T", help="spacing given: all times, from 1 (noise) to 0 (data)")
     add("--chunk", type=int, help="pictures per pass of the network; a part of the recipe")
+
+
+def add_selection_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the best of several candidates is found."""
+    add = parser.add_argument_group("selection of the best of several candidates (with --best-of)").add_argument
+    add(
+        "--scorer",
+        default="prompt_accuracy",
+        help="prompt_accuracy (share of the prompt's attributes that the verifier of the Shapes finds right, 0 to 1), "
+        "readable (1 if it can read the picture), or both with weights, prompt_accuracy=1,readable=0.5 (default: the "
+        "first). Both are the verifier that judges runs: what it selected and then judges is no evidence of quality",
+    )
+    add(
+        "--reject",
+        nargs="+",
+        default=[],
+        metavar="STEP:SHARE",
+        help="after this step of the sampler judge previews and go on with the best share, as in 6:0.5 12:0.5",
+    )
 
 
 def asked(options: argparse.Namespace) -> dict[str, object]:

@@ -11,7 +11,7 @@ makes them ``ddim`` with eta 0 and 1.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -24,7 +24,14 @@ Combine = Callable[[Step, Tensor, Past, float], Tensor]  # (step, x0_hat, past, 
 
 
 def dpmpp_2m(
-    denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule, *, eta: float = 0.0, noise: NoiseLike | None = None
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    eta: float = 0.0,
+    noise: NoiseLike | None = None,
+    past: Sequence[tuple[float, Tensor]] = (),
 ) -> Tensor:
     """Walk from noise to data with DPM-Solver++ 2M steps, of second order: this prediction and the one before.
 
@@ -32,6 +39,8 @@ def dpmpp_2m(
         denoise, x, times, schedule: as in ``ddim``.
         eta: 0 for the flow, 1 for the reverse SDE (SDE-DPM-Solver++ 2M); between them a mixture, beyond more noise.
         noise: draws a standard normal like its argument, one stream per image; required when ``eta > 0``.
+        past: half log-SNR and x0_hat of the steps that led here, the latest first, so that a walk in two parts is the
+            whole walk.
 
     Returns:
         (b, c, h, w), the state at ``times[-1]``; not clamped.
@@ -41,11 +50,18 @@ def dpmpp_2m(
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2 and eq. 19 (the midpoint form).
     """
-    return _walk(denoise, x, steps_of(times, schedule), eta, _checked(noise, eta), _second)
+    return _walk(denoise, x, steps_of(times, schedule), eta, _checked(noise, eta), _second, list(past))
 
 
 def dpmpp_3m(
-    denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule, *, eta: float = 0.0, noise: NoiseLike | None = None
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    eta: float = 0.0,
+    noise: NoiseLike | None = None,
+    past: Sequence[tuple[float, Tensor]] = (),
 ) -> Tensor:
     """Walk from noise to data with DPM-Solver++ 3M steps as published: three predictions, of second order.
 
@@ -54,7 +70,7 @@ def dpmpp_3m(
     first step, of first order, limits to order 2 all the same.
 
     Args:
-        denoise, x, times, schedule, eta, noise: as in ``dpmpp_2m``.
+        denoise, x, times, schedule, eta, noise, past: as in ``dpmpp_2m``.
 
     Returns:
         (b, c, h, w), the state at ``times[-1]``; not clamped.
@@ -64,7 +80,7 @@ def dpmpp_3m(
 
     Source: k-diffusion, ``sample_dpmpp_3m_sde``; Lu et al. 2022, arXiv:2211.01095, for the method.
     """
-    return _walk(denoise, x, steps_of(times, schedule), eta, _checked(noise, eta), _third)
+    return _walk(denoise, x, steps_of(times, schedule), eta, _checked(noise, eta), _third, list(past))
 
 
 def _checked(noise: NoiseLike | None, eta: float) -> NoiseLike | None:
@@ -74,9 +90,8 @@ def _checked(noise: NoiseLike | None, eta: float) -> NoiseLike | None:
 
 
 def _walk(
-    denoise: Denoise, x: Tensor, steps: list[Step], eta: float, noise: NoiseLike | None, combine: Combine
+    denoise: Denoise, x: Tensor, steps: list[Step], eta: float, noise: NoiseLike | None, combine: Combine, past: Past
 ) -> Tensor:
-    past: Past = []
     for step in steps:
         x0_hat = predict(denoise, x, step.t)
         usable = distinct(past, step.half_logsnr) if step.sigma_to > 0 else []

@@ -41,6 +41,11 @@ class Verdict:
         """Whether a scene could be read at all."""
         return not self.problem
 
+    @property
+    def agreement(self) -> float:
+        """The share of the stated attributes that are right, 0 to 1."""
+        return sum(self.attributes.values()) / len(self.attributes)
+
 
 @dataclass(frozen=True)
 class Proportion:
@@ -104,7 +109,11 @@ def accuracy(images: Iterable[Tensor], prompts: Sequence[str]) -> dict[str, Prop
         Refused: a prompt is no caption of this world.
         ValueError: the numbers of images and prompts differ.
     """
-    verdicts = [judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    return shares([judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)])
+
+
+def shares(verdicts: Iterable[Verdict]) -> dict[str, Proportion]:
+    """Count verdicts: "right", "readable", and each attribute by name -> proportion."""
     answers: dict[str, list[bool]] = {}
     for verdict in verdicts:
         for name, answer in {"right": verdict.right, "readable": verdict.readable, **verdict.attributes}.items():

@@ -2,10 +2,15 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from lab.data.shapes import prompts
+from lab.evaluation import outcomes
+from lab.evaluation.prompt_accuracy import judge
+from lab.images import read_image
 from tests.faults import TINY, Scripts
 
 KINDS = ["pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single"]
@@ -29,6 +34,13 @@ def test_figures_name_what_they_are_of_and_come_out_the_same_again(
     assert figures["diversity"].keys() == {"prompt", "position", "size", "ground"}
     assert "distances" not in figures
     assert all(kind in done.out for kind in KINDS)
+    kept = {kind: outcomes.read(tmp_path / "a.outcomes.jsonl")[kind] for kind in KINDS}
+    for kind, lines in kept.items():
+        assert [line["prompt"] for line in lines] == list(prompts(kind, len(lines), 0))
+        assert sum(line["right"] for line in lines) / len(lines) == figures["prompt_accuracy"][kind]["value"]
+        for index, line in enumerate(lines):
+            verdict = judge(read_image(tmp_path / "a.pictures" / f"{kind}-{index:04d}.png"), line["prompt"])
+            assert asdict(verdict) == {name: line[name] for name in ("right", "attributes", "problem")}
 
 
 def test_the_same_figures_are_not_measured_twice_and_no_file_is_overwritten(
@@ -41,7 +53,12 @@ def test_the_same_figures_are_not_measured_twice_and_no_file_is_overwritten(
     assert (first.code, again.code, other.code) == (0, 0, 0)
     assert again.out == first.out
     assert "picture" not in again.err  # no progress bar: nothing was drawn
-    assert len(list(run.glob("evaluation-*.json"))) == 2
+    assert len(list(run.glob("evaluation-*.json"))) == len(list(run.glob("evaluation-*.outcomes.jsonl"))) == 2
+    missing = Path(first.out.splitlines()[-1]).with_suffix(".outcomes.jsonl")
+    kept = missing.read_bytes()
+    missing.unlink()  # as from a version that kept none
+    assert script(*arguments).code == 0
+    assert missing.read_bytes() == kept
     (tmp_path / "mine.json").write_text("mine")
     refused = script(*arguments, "--json", tmp_path / "mine.json")
     assert refused.code == 2

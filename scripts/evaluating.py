@@ -1,0 +1,154 @@
+"""What scripts/evaluate.py measures of which run, and how its figures are kept: once, and gone on with after a kill."""
+
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffusion.pipeline import SamplingConfig, within_memory
+from diffusion.stage import DiffusionConfig
+from lab.data.shapes import ShapesConfig, prompts
+from lab.errors import Refused
+from lab.evaluation import outcomes
+from lab.images import save_png
+from lab.rundir import RunDir
+from lab.storage import write_whole
+from lab.training.signals import Stopper
+from scripts import assemble, drawing, gallery, measure, pictures_lab, selecting, settings, upscaling_lab, vae_lab
+from scripts.drawing import Trained
+
+Kept = tuple[Path, str]
+"""The file of figures, and what they tell in words."""
+Make = Callable[[SamplingConfig, Path, Path, Stopper], None]
+"""Measure with these settings, write the file of figures; what is drawn on the way is kept in the folder."""
+
+
+def evaluate(options: Namespace) -> Kept:
+    """Measure what there is to measure of a run, unless it was measured before.
+
+    Raises:
+        Refused: too few pictures, settings that do not go with the run, or something that is not installed.
+    """
+    experiment = assemble.load(RunDir.view(options.run).config_path, [])
+    if not isinstance(experiment.stage, DiffusionConfig):
+        if options.best_of:
+            raise Refused("--best-of is for runs that draw from prompts: leave it out")
+        return _of_pictures(options, vae_lab if experiment.stage.kind == "vae" else upscaling_lab)
+    is_shapes = isinstance(experiment.data, ShapesConfig)
+    _check_num(options, "prompts per kind" if is_shapes else "captions", with_distances=10 if is_shapes else 20)
+    trained = drawing.trained(options.run, options.checkpoint, options.weights)
+    sampling = drawing.sampling(trained.experiment, settings.asked(options))
+    trained = drawing.with_variance(trained, sampling)
+    if options.best_of:
+        return _of_selection(options, trained, sampling)
+    return _of_prompts(options, trained, sampling) if is_shapes else _of_captions(options, trained, sampling)
+
+
+def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
+    """Whether the prompts of the Shapes are obeyed."""
+
+    def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
+        found = measure.everything(
+            trained, sampling, options.num, kept, stopper.check, with_distances=not options.no_distances
+        )
+        for kind, images in found.images.items():
+            for index, image in enumerate(images):
+                save_png(outcomes.picture_of(path, kind, index), image)
+        outcomes.write(outcomes.path_of(path), found.prompts, found.verdicts)
+        _write(path, found.figures)
+
+    what = {"num": options.num, "distances": not options.no_distances}
+    path = _once(options, "evaluation", [trained.origin, what], sampling, make)
+    return path, measure.table(json.loads(path.read_text()))
+
+
+def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
+    """How pictures of captions are like those of the data."""
+
+    def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
+        draw = partial(measure.draw, trained, sampling, kept, stopper.check)
+        networks = not options.no_distances
+        figures, sheets = pictures_lab.everything(trained.experiment.data, options.num, draw, with_networks=networks)
+        _save_sheets(path, sheets)
+        _write(path, {"origin": dict(trained.origin), "sampling": sampling.model_dump(mode="json"), **figures})
+
+    what = {"num": options.num, "networks": not options.no_distances}
+    path = _once(options, "evaluation", [trained.origin, what], sampling, make)
+    return path, pictures_lab.table(json.loads(path.read_text()))
+
+
+def _of_selection(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
+    """What the best of several candidates gives."""
+    if not isinstance(trained.experiment.data, ShapesConfig):
+        raise Refused("--best-of is judged by the verifier of data.kind=shapes, and this run's data is another")
+    sizes = selecting.read_sizes(options.best_of)
+    plan = selecting.Plan(sizes[-1], options.scorer, tuple(map(selecting.read_round, options.reject)))
+    plan.check(sampling)
+    texts = prompts("pair", options.num, measure.PROMPT_SEED)
+
+    def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
+        selector = selecting.Selector(trained, measure.PROMPT_SEED, sampling, plan, stopper.check)
+        _write(path, selecting.quality(selector, texts, sizes, kept))
+
+    what = [dict(trained.origin), sizes, options.scorer, options.reject, options.num]
+    path = _once(options, "best-of", what, sampling, make)
+    return path, selecting.table(json.loads(path.read_text()), options.num)
+
+
+def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingConfig, make: Make) -> Path:
+    """Measure unless the file is there, in smaller chunks where memory runs out; give the file."""
+    folder = options.json.parent if options.json else options.run
+    kept: list[Path] = []
+
+    def complete(sampling: SamplingConfig) -> Path:
+        name = f"{title}-{gallery.digest([*what, sampling.model_dump(mode='json')])}"
+        path: Path = options.json or folder / f"{name}.json"
+        if not path.exists():
+            kept.append(folder / f"{name}.drawn")
+            make(sampling, path, kept[-1], stopper)
+        return path
+
+    with Stopper().listening() as stopper:
+        path = within_memory(complete, sampling)
+    for folder in kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+
+def _of_pictures(options: Namespace, lab: Any) -> Kept:
+    """What a model makes of pictures that it is given."""
+    _check_num(options, "pictures", with_distances=20)
+    if asked := settings.asked(options):
+        raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
+    found = assemble.saved(options.run, options.checkpoint, options.weights)
+    networks = not options.no_distances
+    name = gallery.digest([found.origin, {"num": options.num, "networks": networks}])
+    path: Path = options.json or options.run / f"evaluation-{name}.json"
+    if not path.exists():
+        with Stopper().listening() as stopper:
+            figures, sheets = lab.everything(found, options.num, stopper.check, with_networks=networks)
+        _save_sheets(path, sheets)
+        _write(path, figures)
+    return path, lab.table(json.loads(path.read_text()))
+
+
+def _check_num(options: Namespace, what: str, with_distances: int) -> None:
+    """Refuse too few of something."""
+    least = 2 if options.no_distances else with_distances
+    if options.num < least:
+        way_out = "" if options.no_distances else ", or 2 with --no-distances"
+        raise Refused(f"--num {options.num}: at least {least} {what}{way_out}")
+
+
+def _save_sheets(path: Path, sheets: Mapping[str, Image.Image]) -> None:
+    for part, sheet in sheets.items():
+        save_png(path.with_name(f"{path.stem}-{part}.png"), sheet)
+
+
+def _write(path: Path, figures: Mapping[str, Any]) -> None:
+    write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
