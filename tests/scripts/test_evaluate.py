@@ -54,11 +54,6 @@ def test_the_same_figures_are_not_measured_twice_and_no_file_is_overwritten(
     assert again.out == first.out
     assert "picture" not in again.err  # no progress bar: nothing was drawn
     assert len(list(run.glob("evaluation-*.json"))) == len(list(run.glob("evaluation-*.outcomes.jsonl"))) == 2
-    missing = Path(first.out.splitlines()[-1]).with_suffix(".outcomes.jsonl")
-    kept = missing.read_bytes()
-    missing.unlink()  # as from a version that kept none
-    assert script(*arguments).code == 0
-    assert missing.read_bytes() == kept
     (tmp_path / "mine.json").write_text("mine")
     refused = script(*arguments, "--json", tmp_path / "mine.json")
     assert refused.code == 2
