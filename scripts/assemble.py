@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffusion.pipeline import Request
-from diffusion.stage import DiffusionConfig, DiffusionStage, build
+from diffusion.stage import DiffusionConfig, DiffusionStage, TextToImageConfig, build
+from diffusion.text_to_image import TextToImage
 from lab import config as configuration
 from lab import runtime as runtimes
 from lab.data.finite import Finite
@@ -35,7 +36,9 @@ from lab.training.quarantine import Quarantine
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
-from scripts import latent
+from scripts import growing, latent
+from superres import stage as growth
+from superres.stage import GrownConfig
 from vae import perceptual
 from vae.codec import Codec, Pixels
 from vae.latent import AnyCodec, Latents, LatentsConfig, Origin
@@ -43,7 +46,9 @@ from vae.stage import AutoencoderStage, VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
 VaeExperiment = Experiment[VaeConfig]
-AnyExperiment = Experiment[Annotated[DiffusionConfig | VaeConfig, Field(discriminator="kind")]]
+TextToImageExperiment = Experiment[TextToImageConfig]
+"""One whose run draws from prompts."""
+AnyExperiment = Experiment[Annotated[DiffusionConfig | GrownConfig | VaeConfig, Field(discriminator="kind")]]
 Asked = TypeVar("Asked", bound=AnyExperiment)
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
 
@@ -56,6 +61,8 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     """
     experiment = configuration.load(path, overrides, AnyExperiment)
     config = experiment.stage
+    if isinstance(config, GrownConfig):
+        return experiment  # its size is compared with the source's when a run starts
     if isinstance(config, DiffusionConfig):
         factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
         if isinstance(config.codec, LatentsConfig):
@@ -82,16 +89,27 @@ def _factor(config: LatentsConfig) -> int:
     return latent.shape(load(RunDir.view(path).config_path, []), path).autoencoder.factor
 
 
-def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
-    """Give an experiment as one that trains a diffusion model.
+def text_to_image(experiment: AnyExperiment, path: Path) -> TextToImageExperiment:
+    """Give an experiment as one that trains a model which draws from prompts.
 
     Raises:
         Refused: it trains an autoencoder.
     """
-    if not isinstance(experiment.stage, DiffusionConfig):
+    if not isinstance(experiment.stage, TextToImageConfig):
         raise Refused(
             f"{path} trains an autoencoder, which draws nothing from prompts: name a run of a diffusion model"
         )
+    return cast(TextToImageExperiment, experiment)
+
+
+def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
+    """Give an experiment as one that trains a diffusion model as a whole.
+
+    Raises:
+        Refused: it trains an autoencoder, or grows a model.
+    """
+    if isinstance(text_to_image(experiment, path).stage, GrownConfig):
+        raise Refused(f"{path} grows a model on another run: name a preset or a run of stage.kind=diffusion")
     return cast(DiffusionExperiment, experiment)
 
 
@@ -103,8 +121,14 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
         known: the run's own configuration, whose findings are taken over.
 
     Raises:
-        Refused: pretrained weights of the text encoder are nowhere to be found.
+        Refused: pretrained weights of the text encoder are nowhere to be found, or the source of a grown model does not
+            fit.
     """
+    if isinstance(config := asked.stage, GrownConfig) and config.root is None:
+        if known is not None:
+            asked = cast(Asked, growing.taken_over(asked, known))
+        else:
+            asked = cast(Asked, growing.complete(asked, saved(Path(config.source), None, config.weights)))
     if known is not None:
         runtime = asked.runtime.model_copy(
             update={
@@ -120,7 +144,7 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
     return asked.model_copy(update={"runtime": runtime, "text": text, "stage": _completed(asked, known)})
 
 
-def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> DiffusionConfig | VaeConfig:
+def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> DiffusionConfig | GrownConfig | VaeConfig:
     """The stage; of a latent one with the autoencoder that was found, and the scale of its latents."""
     config = asked.stage
     if not isinstance(config, DiffusionConfig) or not isinstance(config.codec, LatentsConfig) or config.codec.origin:
@@ -155,20 +179,49 @@ def codec(config: AnyCodec, runtime: Runtime) -> Codec:
 def stage(experiment: AnyExperiment, runtime: Runtime) -> DiffusionStage | AutoencoderStage:
     """Build the stage of a completed experiment, with fresh weights."""
     config = experiment.stage
-    if isinstance(config, DiffusionConfig):
-        return diffusion_stage(cast(DiffusionExperiment, experiment), runtime)
+    if isinstance(config, TextToImageConfig):
+        return diffusion_stage(cast(TextToImageExperiment, experiment), runtime)
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
     loader = Loader(source(experiment.data), experiment.seed)
     return AutoencoderStage(config, experiment.seed, network, lambda num: loader.batch(range(num)).images, runtime)
 
 
-def diffusion_stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
-    """Build the stage of a completed experiment that trains a diffusion model, with fresh weights."""
+def diffusion_stage(experiment: TextToImageExperiment, runtime: Runtime) -> DiffusionStage:
+    """Build the stage of a completed experiment that trains a model which draws, with fresh weights."""
     config = experiment.stage
+    if isinstance(config, GrownConfig):
+        grown = growth.build(config, _source(config, runtime), experiment.seed)
+        return DiffusionStage(config, grown, Pixels(), experiment.data.size, runtime)
+    assert isinstance(config, DiffusionConfig)
     made = codec(config.codec, runtime)
     model = build(config, experiment.text, made, experiment.seed, runtime)
     return DiffusionStage(config, model, made, experiment.data.size, runtime)
+
+
+def _source(config: GrownConfig, runtime: Runtime) -> TextToImage:
+    """Build the model that is grown, with the very weights that it was begun with.
+
+    Raises:
+        Refused: the source, or the checkpoint of it, is not there or not as it was.
+    """
+    root, path = config.root, Path(config.source)
+    assert root is not None, "the source is found before the model is grown"
+    try:
+        found = saved(path, root.checkpoint, root.weights)
+    except Refused as error:
+        cause = str(error).split(";")[0]
+        raise Refused(
+            f"stage.source: {cause}; put it back as it was, name its new place by stage.source=RUN, or grow anew"
+        ) from error
+    if found.origin["run"] != root.run:
+        raise Refused(f"stage.source={path} is run {found.origin['run']}, but run {root.run} was grown: name its place")
+    with torch.device("cpu"):  # real weights, also where only the shapes of what is trained are asked for
+        made = diffusion_stage(text_to_image(found.experiment, path), runtime)
+        found.fill(made.players)
+        model = runtime.place(made.players["model"]).eval()
+    assert isinstance(model, TextToImage)
+    return model
 
 
 def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, start: "Saved | None" = None) -> Trainer:
@@ -216,7 +269,7 @@ def _quarantine(experiment: AnyExperiment, rundir: RunDir, data: Source) -> Quar
     return Quarantine(rundir.quarantine, data.num, experiment.data.max_bad)
 
 
-def world_of(experiment: DiffusionExperiment) -> ShapesConfig:
+def world_of(experiment: TextToImageExperiment) -> ShapesConfig:
     """Give the Shapes world of an experiment, for what is judged by its verifier.
 
     Raises:
@@ -289,6 +342,16 @@ class Saved:
     run: RunDir
     origin: Mapping[str, str]
     state: Mapping[str, Any]
+
+    def fill(self, players: Mapping[str, nn.Module]) -> None:
+        """Copy the weights into players.
+
+        Raises:
+            Refused: they do not fit.
+        """
+        if problems := snapshot.misfits(self.weights, players):
+            raise Refused(f"{self.run.path}: the checkpoint does not fit {self.run.config_path} ({problems[0]})")
+        snapshot.fill(players, self.weights)
 
 
 def saved(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Saved:
