@@ -18,6 +18,7 @@ from lab.errors import BadData, Refused
 from lab.rundir import RunDir
 from lab.storage import write_whole
 from scripts.assemble import TextToImageExperiment, diffusion_stage, saved, text_to_image
+from superres.pipeline import Upscaler
 
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
 
@@ -32,6 +33,7 @@ class Trained:
         run: its directory, for reading.
         origin: run id, hash of the checkpoint and which weights: a part of every image's recipe.
         state: of the checkpoint: step, samples seen, seconds of training (not of an average that was made later).
+        upscalers: what the pictures pass when they are drawn.
     """
 
     pipeline: Pipeline
@@ -39,6 +41,7 @@ class Trained:
     run: RunDir
     origin: Mapping[str, str]
     state: Mapping[str, Any]
+    upscalers: tuple[Upscaler, ...] = ()
 
 
 def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:

@@ -6,6 +6,7 @@
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
     python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
+    python scripts/sample.py runs/grown "a red circle"     # a model that was grown to larger pictures draws them itself
 
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
 seed and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
@@ -29,12 +30,12 @@ def main(argv: Sequence[str]) -> int:
     """Draw; see the module's text."""
     options = _parser().parse_args(argv)
     from lab.training.signals import Stopper
-    from scripts import drawing, gallery
+    from scripts import drawing, gallery, upscaling
 
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
     trained = drawing.trained(options.run, options.checkpoint, options.weights)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
-    trained = drawing.with_variance(trained, sampling)
+    trained = upscaling.followed_by(drawing.with_variance(trained, sampling), options.upscale)
     out = options.out or options.run / "samples"
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
     with Stopper().listening() as stopper, gallery.alone(out):
@@ -58,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="folder for the pictures (default RUN/samples)")
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
     add("--weights", default="ema", help="ema, raw, or what average.py made, such as ema_0.075 (default ema)")
+    add(
+        "--upscale",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="let the pictures pass the upscaler that this run has trained; may be given again, for the next one",
+    )
     settings.add_flags(parser)
     return parser
 

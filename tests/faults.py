@@ -333,6 +333,7 @@ def serve(orders: Iterator[str]) -> None:
         prepare,
         sample,
         train,
+        upscaling,
         warm_start,
     )
     from scripts.benchmarks import reference, samplers  # noqa: F401

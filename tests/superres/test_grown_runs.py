@@ -93,6 +93,14 @@ def test_a_grown_run_draws(script: Scripts, grown: Path, tmp_path: Path, words: 
     assert read_image(picture).shape == (3, 32, 32)
 
 
+def test_a_grown_run_is_no_upscaler_and_says_what_to_do(
+    script: Scripts, reference: Path, grown: Path, tmp_path: Path
+) -> None:
+    done = script("sample", reference, "a red circle", "--upscale", grown, "--out", tmp_path)
+    assert done.code == 2
+    assert f'python scripts/sample.py {grown} "PROMPT"' in done.err.splitlines()[-1]
+
+
 def test_a_grown_run_is_evaluated_and_grown_again(script: Scripts, grown: Path, tmp_path: Path) -> None:
     done = script("evaluate", grown, "--num", "2", "--no-distances", "--json", tmp_path / "figures.json")
     assert done.code == 0, done.err
