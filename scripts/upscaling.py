@@ -34,7 +34,7 @@ def upscaler(found: Saved) -> Upscaler:
     path, config = found.run.path, found.experiment.stage
     if isinstance(config, GrownConfig):
         raise Refused(
-            f"--upscale {path}: a grown model makes no picture larger, it draws large ones itself, its source included: "
+            f"--upscale {path}: a grown model makes no picture larger, it draws large ones itself: "
             f'python scripts/sample.py {path} "PROMPT"'
         )
     raise Refused(f"--upscale {path} has stage.kind={config.kind}, which makes no picture larger")
