@@ -124,11 +124,9 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
         Refused: pretrained weights of the text encoder are nowhere to be found, or the source of a grown model does not
             fit.
     """
-    if isinstance(config := asked.stage, GrownConfig) and config.root is None:
-        if known is not None:
-            asked = cast(Asked, growing.taken_over(asked, known))
-        else:
-            asked = cast(Asked, growing.complete(asked, saved(Path(config.source), None, config.weights)))
+    if isinstance(asked.stage, GrownConfig):
+        grown = growing.taken_over(asked, known) if known else growing.complete(asked, _source(asked.stage))
+        asked = cast(Asked, grown)
     if known is not None:
         runtime = asked.runtime.model_copy(
             update={
@@ -191,7 +189,7 @@ def diffusion_stage(experiment: TextToImageExperiment, runtime: Runtime) -> Diff
     """Build the stage of a completed experiment that trains a model which draws, with fresh weights."""
     config = experiment.stage
     if isinstance(config, GrownConfig):
-        grown = growth.build(config, _source(config, runtime), experiment.seed)
+        grown = growth.build(config, _trunk(config, runtime), experiment.seed)
         return DiffusionStage(config, grown, Pixels(), experiment.data.size, runtime)
     assert isinstance(config, DiffusionConfig)
     made = codec(config.codec, runtime)
@@ -199,14 +197,15 @@ def diffusion_stage(experiment: TextToImageExperiment, runtime: Runtime) -> Diff
     return DiffusionStage(config, model, made, experiment.data.size, runtime)
 
 
-def _source(config: GrownConfig, runtime: Runtime) -> TextToImage:
-    """Build the model that is grown, with the very weights that it was begun with.
+def _source(config: GrownConfig) -> "Saved":
+    """Read the weights that are grown: of a run that has begun, the very ones that it began with.
 
     Raises:
         Refused: the source, or the checkpoint of it, is not there or not as it was.
     """
     root, path = config.root, Path(config.source)
-    assert root is not None, "the source is found before the model is grown"
+    if root is None:
+        return saved(path, None, config.weights)
     try:
         found = saved(path, root.checkpoint, root.weights)
     except Refused as error:
@@ -216,10 +215,21 @@ def _source(config: GrownConfig, runtime: Runtime) -> TextToImage:
         ) from error
     if found.origin["run"] != root.run:
         raise Refused(f"stage.source={path} is run {found.origin['run']}, but run {root.run} was grown: name its place")
+    return found
+
+
+def _trunk(config: GrownConfig, runtime: Runtime) -> TextToImage:
+    """Build the model that is grown, with its weights, on the device.
+
+    Raises:
+        Refused: as from ``_source``, or the weights do not fit the source's own configuration.
+    """
+    assert config.root is not None, "the source is found before the model is grown"
     with torch.device("cpu"):  # real weights, also where only the shapes of what is trained are asked for
-        made = diffusion_stage(text_to_image(found.experiment, path), runtime)
+        found = _source(config)
+        made = diffusion_stage(text_to_image(found.experiment, found.run.path), runtime)
         found.fill(made.players)
-        model = runtime.place(made.players["model"]).eval()
+        model = runtime.place(made.players["model"])
     assert isinstance(model, TextToImage)
     return model
 

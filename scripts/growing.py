@@ -42,7 +42,7 @@ def complete(asked: "AnyExperiment", found: "Saved") -> "AnyExperiment":
     """Fill in what a grown run takes from its source: which weights, and the text encoder.
 
     Raises:
-        Refused: the source cannot be grown, is not half as large, or was told another text encoder.
+        Refused: the source cannot be grown, is not half as large, or has another text encoder.
     """
     config, there, path = asked.stage, found.experiment, found.run.path
     assert isinstance(config, GrownConfig)

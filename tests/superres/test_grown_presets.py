@@ -16,9 +16,11 @@ PLAIN = ("runtime.precision=fp32", "runtime.channels_last=false", "runtime.threa
 
 def num_weights(experiment: assemble.AnyExperiment) -> int:
     """What is trained, text encoder included."""
-    runtime = runtimes.start(RuntimeConfig(device="cpu", precision="fp32", channels_last=False))
+    settings = RuntimeConfig(device="cpu", precision="fp32", channels_last=False)
+    completed = assemble.complete(experiment.model_copy(update={"runtime": settings}))
+    runtime = runtimes.start(settings)
     with torch.device("meta"):
-        model = assemble.stage(assemble.complete(experiment), runtime).players["model"]
+        model = assemble.stage(completed, runtime).players["model"]
     return sum(weight.numel() for weight in model.parameters())
 
 

@@ -114,6 +114,24 @@ def test_a_grown_run_is_evaluated_and_grown_again(script: Scripts, grown: Path, 
     assert read_image(picture).shape == (3, 64, 64)
 
 
+def test_a_grown_run_begins_with_the_weights_of_another(
+    script: Scripts, reference: Path, grown: Path, tmp_path: Path
+) -> None:
+    words = (preset(reference, 32, tmp_path / "grown.yaml"), f"train.init_from={grown}", "train.steps=1")
+    done = script("train", *words, "--run", tmp_path / "run")
+    assert done.code == 0, done.err
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["init_from"]["run"] == json.loads((grown / "environment.json").read_text())["run_id"]
+
+
+def test_a_runs_own_configuration_is_held_against_its_source_again(
+    script: Scripts, grown: Path, tmp_path: Path
+) -> None:
+    done = script("train", grown / "config.yaml", "data.size=64", "--run", tmp_path / "run")
+    assert done.code == 2
+    assert "set data.size=32" in done.err.splitlines()[-1]
+
+
 def test_a_source_that_moved_or_trained_on_is_found_by_its_hash(script: Scripts, copied: Path, tmp_path: Path) -> None:
     command = ("train", "--resume", tmp_path / "run")
     words = (preset(copied, 32, tmp_path / "grown.yaml"), "train.steps=2")
