@@ -110,7 +110,9 @@ class UpLevel(Recomputable):
         config: depth and dropout.
     """
 
-    def __init__(self, inputs: int, width: int, embedding: int, folded: int, patch: int, config: UpLevelsConfig):
+    def __init__(
+        self, inputs: int, width: int, embedding: int, folded: int, patch: int, config: UpLevelsConfig
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(inputs // GROUP_WIDTH, inputs)
         self.grow = Upsample(inputs, width)
