@@ -93,7 +93,7 @@ def ask(trunk: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Cond) ->
     level = logsnr(float64(alpha), float64(sigma))
     t = trunk.schedule.t_of(level).clamp(min=JUST_AFTER_0).to(x)
     own_alpha, own_sigma = trunk.schedule(t)
-    scale = torch.where(level.to(x.device) > 0, own_alpha / alpha, own_sigma / sigma)
+    scale = torch.where((level > 0).to(x.device), own_alpha / alpha, own_sigma / sigma)
     tapped: dict[str, Tensor] = {}
     x0_hat: Tensor = trunk(per_image(scale) * x, t, cond, tapped.__setitem__)
     return x0_hat, tapped["last"]
