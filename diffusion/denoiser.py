@@ -1,7 +1,7 @@
 """The one thing that samplers, guidance and losses know of a model: (x_t, t, cond) -> x0_hat."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,6 +12,21 @@ from diffusion.schedule import Schedule, angle
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(x_t (b, c, h, w), t (b,)) -> x0_hat (b, c, h, w); condition and guidance already inside."""
+
+Tap = Callable[[str, Tensor], None]
+"""Is shown named features while the network runs: (name, (b, c, h, w))."""
+
+
+class Features(NamedTuple):
+    """The shape of what a network taps as "last".
+
+    Attributes:
+        width: channels.
+        patch: side of the square of pixels that one position stands for.
+    """
+
+    width: int
+    patch: int
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -35,14 +50,20 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.parameterization = parameterization
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Scales]:
-        """Give the network's own output (b, c, h, w), in the type of x_t, and what it means."""
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, tap: Tap | None = None) -> tuple[Tensor, Scales]:
+        """Give the network's own output (b, c, h, w), in the type of x_t, and what it means; see ``forward``."""
         alpha, sigma = self.schedule(t)
         scales = self.parameterization(alpha, sigma)
-        output: Any = self.network(per_image(scales.into) * x_t, angle(alpha, sigma), cond)
+        told = (per_image(scales.into) * x_t, angle(alpha, sigma), cond)
+        output: Any = self.network(*told) if tap is None else self.network(*told, tap)
         return output.to(x_t.dtype), scales
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Give x0_hat (b, c, h, w) for the states x_t (b, c, h, w) at times t (b,)."""
-        output, scales = self.predict(x_t, t, cond)
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond, tap: Tap | None = None) -> Tensor:
+        """Give x0_hat (b, c, h, w) for the states x_t (b, c, h, w) at times t (b,).
+
+        Args:
+            x_t, t, cond: what is asked.
+            tap: is shown the network's features; for networks that have any.
+        """
+        output, scales = self.predict(x_t, t, cond, tap)
         return per_image(scales.skip) * x_t + per_image(scales.out) * output

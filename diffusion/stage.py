@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from PIL import Image
@@ -34,12 +34,11 @@ SIGNAL_REFUSED = 0.075  # alpha(1), for a walk that starts from pure noise; DDPM
 SIGNAL_WARNED = 0.02  # Stable Diffusion's table has 0.068
 
 
-class DiffusionConfig(Config):
-    """A text-to-image diffusion model and how it is trained.
+class TextToImageConfig(Config):
+    """What every text-to-image diffusion model is told, whatever its network.
 
     Attributes:
-        codec: what diffusion works on: pixels, or the latents of an autoencoder.
-        unet: the network.
+        kind: which network.
         schedule: how much noise at which time.
         parameterization: what the network predicts.
         times: where in time the training samples lie.
@@ -48,9 +47,7 @@ class DiffusionConfig(Config):
         sampling: how its images are drawn unless told otherwise.
     """
 
-    kind: Literal["diffusion"] = "diffusion"
-    codec: AnyCodec = PixelsConfig()
-    unet: UNetConfig = UNetConfig()
+    kind: str
     schedule: AnySchedule = Cosine()
     parameterization: AnyParameterization = V()
     times: AnyTimes = UniformTimes()
@@ -59,7 +56,7 @@ class DiffusionConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
 
     @model_validator(mode="after")
-    def _possible(self) -> "DiffusionConfig":
+    def _possible(self) -> Self:
         signal, kind = terminal_signal(self.schedule), self.schedule.kind
         if isinstance(self.parameterization, Eps) and signal == 0:
             raise ValueError(
@@ -102,6 +99,19 @@ class DiffusionConfig(Config):
         return remarks
 
 
+class DiffusionConfig(TextToImageConfig):
+    """A text-to-image diffusion model and how it is trained.
+
+    Attributes:
+        codec: what diffusion works on: pixels, or the latents of an autoencoder.
+        unet: the network.
+    """
+
+    kind: Literal["diffusion"] = "diffusion"
+    codec: AnyCodec = PixelsConfig()
+    unet: UNetConfig = UNetConfig()
+
+
 def _more_noise(schedule: AnySchedule) -> str:
     """How to leave less signal at t = 1."""
     if isinstance(schedule, Table):
@@ -141,7 +151,9 @@ class DiffusionStage:
         runtime: where previews are drawn.
     """
 
-    def __init__(self, config: DiffusionConfig, model: TextToImage, codec: Codec, size: int, runtime: Runtime) -> None:
+    def __init__(
+        self, config: TextToImageConfig, model: TextToImage, codec: Codec, size: int, runtime: Runtime
+    ) -> None:
         self.config = config
         self.codec = codec
         self.size = size

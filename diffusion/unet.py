@@ -8,7 +8,6 @@ Every level is residual blocks, scaled and shifted by the noise level and the po
 whose sides are divisible by ``factor``.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffusion.condition import Cond
+from diffusion.denoiser import Features, Tap
 from lab.config import Config
 from lab.layers import (
     GROUP_WIDTH,
@@ -30,9 +30,6 @@ from lab.layers import (
     edge,
     zero_init,
 )
-
-Tap = Callable[[str, Tensor], None]
-"""Is shown named features while the network runs: (name, (b, c, h, w))."""
 
 
 class UNetConfig(Config):
@@ -99,11 +96,16 @@ class UNet(nn.Module):
         channels: of the image or latent.
         text_width: width of the text tokens.
         pooled_width: width of the pooled text.
+
+    Attributes:
+        factor: what the sides of an image must be divisible by.
+        last: the shape of the features that the head sees.
     """
 
     def __init__(self, config: UNetConfig, channels: int, text_width: int, pooled_width: int) -> None:
         super().__init__()
         self.factor = config.factor
+        self.last = Features(config.widths[0], config.patch)
         widths, embedding = config.widths, 4 * config.widths[0]
         folded = channels * config.patch**2
         self.level = LevelEmbedding(embedding)
@@ -138,7 +140,7 @@ class UNet(nn.Module):
             x: (b, c, h, w) of about unit variance; h and w divisible by ``factor``.
             angle: (b,), the noise level in [0, pi/2].
             cond: encoded text of the batch.
-            tap: is shown "down0" .. , "middle" and "up0" .. as they are computed.
+            tap: is shown "down0" .. , "middle" and "up0" .. as they are computed, and "last", what the head sees.
 
         Returns:
             (b, c, h, w).
@@ -169,5 +171,7 @@ class UNet(nn.Module):
         h = run(self.middle, h, "middle")
         for i in reversed(range(len(self.up))):
             h = run(self.up[i], torch.cat([self.grow[i](h), skips[i]], dim=1), f"up{i}")
+        if tap:
+            tap("last", h)
         image: Tensor = self.head(h)
         return image

@@ -11,9 +11,10 @@ from typing import Annotated, Any, TypeVar, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusion.stage import DiffusionConfig, DiffusionStage, build
+from diffusion.stage import DiffusionConfig, DiffusionStage, TextToImageConfig, build
+from diffusion.text_to_image import TextToImage
 from lab import config as configuration
 from lab import runtime as runtimes
 from lab.data.finite import Finite
@@ -32,9 +33,11 @@ from lab.training.quarantine import Quarantine
 from lab.training.snapshot import average_name
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
-from scripts import latent
+from scripts import growing, latent
 from scripts.evaluators import evaluators
+from superres import stage as growth
 from superres.fast_stage import FastStage, FastStageConfig
+from superres.stage import GrownConfig
 from vae import published
 from vae.cached import Cached, folder_of
 from vae.codec import Codec, Pixels, PixelsConfig
@@ -45,7 +48,9 @@ from vae.stage import AutoencoderStage, VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
 VaeExperiment = Experiment[VaeConfig]
-AnyStageConfig = DiffusionConfig | VaeConfig | FastStageConfig
+TextToImageExperiment = Experiment[TextToImageConfig]
+"""One whose run draws from prompts."""
+AnyStageConfig = DiffusionConfig | GrownConfig | VaeConfig | FastStageConfig
 AnyStage = DiffusionStage | AutoencoderStage | FastStage
 AnyExperiment = Experiment[Annotated[AnyStageConfig, Field(discriminator="kind")]]
 Asked = TypeVar("Asked", bound=AnyExperiment)
@@ -61,7 +66,7 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     """
     experiment = configuration.load(path, overrides, AnyExperiment)
     _check_size(experiment)
-    if not isinstance(experiment.stage, DiffusionConfig) and experiment.evaluate.every_steps:
+    if not isinstance(experiment.stage, TextToImageConfig) and experiment.evaluate.every_steps:
         raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
     return experiment
 
@@ -69,6 +74,8 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
 def _check_size(experiment: AnyExperiment) -> None:
     """Make sure that the network fits the size of the images, as far as its codec is known yet."""
     config = experiment.stage
+    if isinstance(config, GrownConfig):
+        return  # its size is compared with the source's when a run starts
     if isinstance(config, DiffusionConfig):
         factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
         if not isinstance(config.codec, PixelsConfig):
@@ -90,15 +97,26 @@ def _check_size(experiment: AnyExperiment) -> None:
         )
 
 
-def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
-    """Give an experiment as one that trains a diffusion model.
+def text_to_image(experiment: AnyExperiment, path: Path) -> TextToImageExperiment:
+    """Give an experiment as one that trains a model which draws from prompts.
 
     Raises:
         Refused: it trains something else.
     """
-    if not isinstance(experiment.stage, DiffusionConfig):
+    if not isinstance(experiment.stage, TextToImageConfig):
         what = SUBJECTS[experiment.stage.kind]
         raise Refused(f"{path} trains {what}, which draws nothing from prompts: name a run of a diffusion model")
+    return cast(TextToImageExperiment, experiment)
+
+
+def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
+    """Give an experiment as one that trains a diffusion model as a whole.
+
+    Raises:
+        Refused: it trains an autoencoder, or grows a model.
+    """
+    if isinstance(text_to_image(experiment, path).stage, GrownConfig):
+        raise Refused(f"{path} grows a model on another run: name a preset or a run of stage.kind=diffusion")
     return cast(DiffusionExperiment, experiment)
 
 
@@ -110,8 +128,12 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
         known: the run's own configuration, whose findings are taken over.
 
     Raises:
-        Refused: pretrained weights of the text encoder are nowhere to be found.
+        Refused: pretrained weights of the text encoder are nowhere to be found, or the source of a grown model does not
+            fit.
     """
+    if isinstance(asked.stage, GrownConfig):
+        grown = growing.taken_over(asked, known) if known else growing.complete(asked, _source(asked.stage))
+        asked = cast(Asked, grown)
     if known is not None:
         runtime = asked.runtime.model_copy(
             update={
@@ -179,8 +201,8 @@ def _trained_codec(config: LatentsConfig, runtime: Runtime) -> Latents:
 def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
     """Build the stage of a completed experiment, with fresh weights."""
     config = experiment.stage
-    if isinstance(config, DiffusionConfig):
-        return diffusion_stage(cast(DiffusionExperiment, experiment), runtime)
+    if isinstance(config, TextToImageConfig):
+        return diffusion_stage(cast(TextToImageExperiment, experiment), runtime)
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
 
@@ -192,12 +214,53 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
     return AutoencoderStage(config, experiment.seed, network, originals, runtime)
 
 
-def diffusion_stage(experiment: DiffusionExperiment, runtime: Runtime) -> DiffusionStage:
-    """Build the stage of a completed experiment that trains a diffusion model, with fresh weights."""
+def diffusion_stage(experiment: TextToImageExperiment, runtime: Runtime) -> DiffusionStage:
+    """Build the stage of a completed experiment that trains a model which draws, with fresh weights."""
     config = experiment.stage
+    if isinstance(config, GrownConfig):
+        grown = growth.build(config, _trunk(config, runtime), experiment.seed)
+        return DiffusionStage(config, grown, Pixels(), experiment.data.size, runtime)
+    assert isinstance(config, DiffusionConfig)
     made = codec(config.codec, runtime)
     model = build(config, experiment.text, made, experiment.seed, runtime)
     return DiffusionStage(config, model, made, experiment.data.size, runtime)
+
+
+def _source(config: GrownConfig) -> "Saved":
+    """Read the weights that are grown: of a run that has begun, the very ones that it began with.
+
+    Raises:
+        Refused: the source, or the checkpoint of it, is not there or not as it was.
+    """
+    root, path = config.root, Path(config.source)
+    if root is None:
+        return saved(path, None, config.weights)
+    try:
+        found = saved(path, root.checkpoint, root.weights)
+    except Refused as error:
+        cause = str(error).split(";")[0]
+        raise Refused(
+            f"stage.source: {cause}; put it back as it was, name its new place by stage.source=RUN, or grow anew"
+        ) from error
+    if found.origin["run"] != root.run:
+        raise Refused(f"stage.source={path} is run {found.origin['run']}, but run {root.run} was grown: name its place")
+    return found
+
+
+def _trunk(config: GrownConfig, runtime: Runtime) -> TextToImage:
+    """Build the model that is grown, with its weights, on the device.
+
+    Raises:
+        Refused: as from ``_source``, or the weights do not fit the source's own configuration.
+    """
+    assert config.root is not None, "the source is found before the model is grown"
+    with torch.device("cpu"):  # real weights, also where only the shapes of what is trained are asked for
+        found = _source(config)
+        made = diffusion_stage(text_to_image(found.experiment, found.run.path), runtime)
+        found.fill(made.players)
+        model = runtime.place(made.players["model"])
+    assert isinstance(model, TextToImage)
+    return model
 
 
 def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, start: "Saved | None" = None) -> Trainer:
@@ -245,7 +308,7 @@ def _quarantine(experiment: AnyExperiment, rundir: RunDir, data: Source) -> Quar
     return Quarantine(rundir.quarantine, data.num, experiment.data.max_bad)
 
 
-def world_of(experiment: DiffusionExperiment) -> ShapesConfig:
+def world_of(experiment: TextToImageExperiment) -> ShapesConfig:
     """Give the Shapes world of an experiment, for what is judged by its verifier.
 
     Raises:
@@ -287,6 +350,16 @@ class Saved:
     run: RunDir
     origin: Mapping[str, str]
     state: Mapping[str, Any]
+
+    def fill(self, players: Mapping[str, nn.Module]) -> None:
+        """Copy the weights into players.
+
+        Raises:
+            Refused: they do not fit.
+        """
+        if problems := snapshot.misfits(self.weights, players):
+            raise Refused(f"{self.run.path}: the checkpoint does not fit {self.run.config_path} ({problems[0]})")
+        snapshot.fill(players, self.weights)
 
 
 def saved(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Saved:

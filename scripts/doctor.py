@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     directory = RunDir.view(options.run)
     symptoms = _of_record(directory)
     if not options.record:
-        assemble.diffusion(assemble.load(directory.config_path, []), options.run)
+        assemble.text_to_image(assemble.load(directory.config_path, []), options.run)
         symptoms += _of_model(options.run)
     findings = [symptom for symptom in symptoms if symptom.is_ill]
     for symptom in symptoms:

@@ -18,8 +18,8 @@ from lab.data.sources import source
 from lab.errors import BadData, Refused
 from lab.rundir import RunDir
 from lab.storage import write_whole
-from lab.training import snapshot
-from scripts.assemble import DiffusionExperiment, diffusion, diffusion_stage, saved
+from scripts.assemble import TextToImageExperiment, diffusion_stage, saved, text_to_image
+from superres.pipeline import Upscaler
 
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
 
@@ -35,14 +35,16 @@ class Trained:
         run: its directory, for reading.
         origin: run id, hash of the checkpoint and which weights: a part of every image's recipe.
         state: of the checkpoint: step, samples seen, seconds of training (not of an average that was made later).
+        upscalers: what the pictures pass when they are drawn.
     """
 
     pipeline: Pipeline
     stage: DiffusionStage
-    experiment: DiffusionExperiment
+    experiment: TextToImageExperiment
     run: RunDir
     origin: Mapping[str, str]
     state: Mapping[str, Any]
+    upscalers: tuple[Upscaler, ...] = ()
 
 
 def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
@@ -53,12 +55,10 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         BadData: every checkpoint is broken.
     """
     found = saved(path, checkpoint_name, weights)
-    experiment = diffusion(found.experiment, path)
+    experiment = text_to_image(found.experiment, path)
     runtime = runtimes.start(experiment.runtime)
     made = diffusion_stage(experiment, runtime)
-    if problems := snapshot.misfits(found.weights, made.players):
-        raise Refused(f"{path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
-    snapshot.fill(made.players, found.weights)
+    found.fill(made.players)
     model = runtime.place(made.players["model"]).eval()
     return Trained(made.pipeline(model), made, experiment, found.run, found.origin, found.state)
 
@@ -93,7 +93,7 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
     return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
 
 
-def sampling(experiment: DiffusionExperiment, changes: Mapping[str, object]) -> SamplingConfig:
+def sampling(experiment: TextToImageExperiment, changes: Mapping[str, object]) -> SamplingConfig:
     """Give the run's own sampler settings with some of them changed.
 
     Another sampler or spacing brings none of what was set for the one that it replaces: a run's ``eta`` of DDIM does

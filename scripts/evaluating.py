@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from diffusion.pipeline import SamplingConfig, within_memory
-from diffusion.stage import DiffusionConfig
+from diffusion.stage import TextToImageConfig
 from lab.data.shapes import ShapesConfig, prompts
 from lab.errors import Refused
 from lab.evaluation import outcomes
@@ -35,7 +35,7 @@ def evaluate(options: Namespace) -> Kept:
         Refused: too few pictures, settings that do not go with the run, or something that is not installed.
     """
     experiment = assemble.load(RunDir.view(options.run).config_path, [])
-    if not isinstance(experiment.stage, DiffusionConfig):
+    if not isinstance(experiment.stage, TextToImageConfig):
         if options.best_of:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
         return _of_pictures(options, vae_lab if experiment.stage.kind == "vae" else upscaling_lab)

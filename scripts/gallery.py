@@ -17,6 +17,7 @@ from lab.images import grid, read_image, save_png
 from lab.lock import Lock
 from lab.storage import sweep, write_whole
 from scripts.drawing import Trained
+from superres.pipeline import enlarged
 
 
 def digest(recipe: object) -> str:
@@ -140,7 +141,9 @@ def draw(
         missing = [picture for picture in found if not (out / picture.name).exists()]
         waiting = iter(missing)
         with tqdm(total=len(missing), unit="picture", desc="sample", disable=not missing) as bar:
-            for images in trained.pipeline.draw([picture.request for picture in missing], seed, sampling, poll):
+            requests = [picture.request for picture in missing]
+            drawn_now = trained.pipeline.draw(requests, seed, sampling, poll)
+            for images in enlarged(drawn_now, trained.upscalers, requests, seed, poll):
                 for image in images:
                     picture = next(waiting)
                     save_png(out / picture.name, image, {"recipe": json.dumps(picture.recipe, sort_keys=True)})

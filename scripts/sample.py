@@ -7,6 +7,7 @@
     python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
     python scripts/sample.py runs/demo "a red circle" --best-of 8 --scorer prompt_accuracy --reject 6:0.5 12:0.5
+    python scripts/sample.py runs/grown "a red circle"     # a model that was grown to larger pictures draws them itself
 
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
 seed and on j, not on what else was asked for. A file's name ends in a hash of its recipe, which stands in the PNG's
@@ -35,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     from diffusion.pipeline import Request
     from lab.training.signals import Stopper
-    from scripts import drawing, gallery, selecting
+    from scripts import drawing, gallery, selecting, upscaling
 
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
     trained = drawing.trained(options.run, options.checkpoint, options.weights)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
-    trained = drawing.with_variance(trained, sampling)
+    trained = upscaling.followed_by(drawing.with_variance(trained, sampling), options.upscale)
     out = options.out or options.run / "samples"
     columns = options.num if options.num > 1 else None
     if options.best_of:
@@ -76,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", default="ema", help="ema, raw, or what average.py made, such as ema_0.075 (default ema)")
     add("--best-of", type=int, default=0, metavar="N", help="draw N candidates of each prompt and keep the best --num")
     settings.add_selection_flags(parser)
+    add(
+        "--upscale",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="let the pictures pass the upscaler that this run has trained; may be given again, for the next one",
+    )
     settings.add_flags(parser)
     return parser
 

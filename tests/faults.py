@@ -338,6 +338,7 @@ def serve(orders: Iterator[str]) -> None:
         sample,
         train,
         upscale,
+        upscaling,
         upscaling_lab,
         vae_lab,
         warm_start,

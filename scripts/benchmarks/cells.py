@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from diffusion.pipeline import SamplingConfig
-from scripts.assemble import DiffusionExperiment
+from scripts.assemble import TextToImageExperiment
 from scripts.benchmarks.setting import sampling_of, setting
 
 CALLS = (5, 8, 10, 15, 20, 25, 50, 100)
@@ -55,7 +55,7 @@ class Cell:
     sampling: SamplingConfig
 
 
-def plan(experiment: DiffusionExperiment, options: argparse.Namespace) -> list[Cell]:
+def plan(experiment: TextToImageExperiment, options: argparse.Namespace) -> list[Cell]:
     """List what the options ask for, the cheapest of each part first.
 
     Raises:
@@ -69,7 +69,7 @@ def plan(experiment: DiffusionExperiment, options: argparse.Namespace) -> list[C
     return sorted(cells, key=lambda cell: (cell.part != "samplers", cell.at))
 
 
-def _samplers(experiment: DiffusionExperiment, options: argparse.Namespace) -> list[Cell]:
+def _samplers(experiment: TextToImageExperiment, options: argparse.Namespace) -> list[Cell]:
     changes: dict[str, object] = {"chunk": _chunk(experiment, options), "guide": {}}
     if options.guidance is not None:
         changes["guidance"] = options.guidance
@@ -80,7 +80,7 @@ def _samplers(experiment: DiffusionExperiment, options: argparse.Namespace) -> l
     ]
 
 
-def _guidance(experiment: DiffusionExperiment, options: argparse.Namespace) -> list[Cell]:
+def _guidance(experiment: TextToImageExperiment, options: argparse.Namespace) -> list[Cell]:
     """Every rule at every scale, on the recommended sampler; CFG++ at every strength, on DDIM as it must be."""
     fixed, calls = setting(options.at), 10 if options.quick else options.at_calls
     chunk = _chunk(experiment, options)
@@ -98,7 +98,7 @@ def _guidance(experiment: DiffusionExperiment, options: argparse.Namespace) -> l
     return cells
 
 
-def _chunk(experiment: DiffusionExperiment, options: argparse.Namespace) -> int:
+def _chunk(experiment: TextToImageExperiment, options: argparse.Namespace) -> int:
     """The run's own chunk, or less where there are not so many pictures."""
     num: int = options.num
     return min(experiment.stage.sampling.chunk, 2 * num)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from diffusion.pipeline import SamplingConfig
 from lab.errors import Refused
 from scripts import drawing
-from scripts.assemble import DiffusionExperiment
+from scripts.assemble import TextToImageExperiment
 from scripts.benchmarks.walks import steps_for
 
 OWN = ("sampler", "spacing", "logsnr_limits", "eta", "variance", "churn", "times")  # what a setting says anew
@@ -51,7 +51,7 @@ def setting(text: str) -> Setting:
     return Setting(text, changes)
 
 
-def sampling_of(experiment: DiffusionExperiment, one: Setting, calls: int, **changes: object) -> SamplingConfig:
+def sampling_of(experiment: TextToImageExperiment, one: Setting, calls: int, **changes: object) -> SamplingConfig:
     """Give the run's own settings with this sampler and as many steps as the calls allow.
 
     Raises:

@@ -8,12 +8,12 @@ from diffusion.pipeline import Pipeline
 from lab import runtime as runtimes
 from lab.randomness import seeded
 from scripts import assemble, drawing
-from scripts.assemble import DiffusionExperiment
+from scripts.assemble import TextToImageExperiment
 
 PROMPTS = ("a red circle left of a blue square", "a green ring", "a pink diamond above a black cross", "")
 
 
-def subject(options: argparse.Namespace) -> tuple[Pipeline, DiffusionExperiment]:
+def subject(options: argparse.Namespace) -> tuple[Pipeline, TextToImageExperiment]:
     """Give what draws, and the configuration that it comes from."""
     if options.run is not None:
         trained = drawing.trained(options.run)

@@ -133,7 +133,9 @@ def test_the_tap_names_every_level(unet: UNet) -> None:
         ("down0", (3, 16, 6, 10)),
         ("middle", (3, 32, 3, 5)),
         ("up0", (3, 16, 6, 10)),
+        ("last", (3, 16, 6, 10)),
     ]
+    assert (unet.last.width, unet.last.patch) == (16, 2)
     assert torch.equal(tapped, unet(X, ANGLE, said(3)))
 
 

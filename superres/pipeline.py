@@ -1,0 +1,52 @@
+"""Prompts to large pictures: a model draws, and upscalers make what it has drawn larger, one after the other."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from diffusion.pipeline import Poll, Request
+
+
+class Upscaler(Protocol):
+    """Makes pictures larger; whatever draws with it must not depend on which pictures come together.
+
+    Attributes:
+        factor: side of a result / side of a picture.
+    """
+
+    factor: int
+
+    def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:
+        """Enlarge pictures.
+
+        Args:
+            images: (b, 3, h, w) float32 on the CPU, in [-1, 1] but not clamped.
+            requests: what each shows, and which of its prompt's pictures it is: its randomness is that of (seed,
+                number).
+            seed: of the drawing.
+            poll: called often; what it raises ends the work.
+
+        Returns:
+            (b, 3, factor h, factor w) float32 on the CPU, not clamped.
+        """
+        ...
+
+
+def enlarged(
+    drawn: Iterable[Tensor], upscalers: Sequence[Upscaler], requests: Sequence[Request], seed: int, poll: Poll
+) -> Iterator[Tensor]:
+    """Let pictures pass upscalers.
+
+    Args:
+        drawn: chunks of (k, 3, h, w), in the order of the requests, as ``Pipeline.draw`` gives them.
+        upscalers: in the order in which they are passed; with none the chunks are given as they come.
+        requests, seed, poll: of the drawing.
+    """
+    done = 0
+    for images in drawn:
+        wanted, large = requests[done : done + len(images)], images
+        for upscaler in upscalers:
+            large = upscaler(large, wanted, seed, poll)
+        done += len(wanted)
+        yield large
