@@ -34,12 +34,12 @@ def main(argv: Sequence[str]) -> int:
     from lab.training import checkpoint, posthoc
     from lab.training.history import History
     from lab.training.snapshot import average_name
-    from scripts import assemble
+    from scripts import assemble, experiments
 
     if not 0.001 <= options.length < 0.28 or round(options.length, 3) != options.length:
         raise Refused(f"--length {options.length}: from 0.001 to below 0.28, to three decimals")
     directory = RunDir.view(options.run)
-    experiment, history = assemble.load(directory.config_path, []), History(directory.snapshots)
+    experiment, history = experiments.load(directory.config_path, []), History(directory.snapshots)
     stored = history.profiles(experiment.train.ema, options.step)
     wanted = posthoc.Profile(stored[-1].step, options.length)
     fit = posthoc.solve(stored, wanted)

@@ -33,12 +33,12 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     from lab.rundir import RunDir
     from lab.storage import write_whole
-    from scripts import assemble
+    from scripts import experiments
 
     directory = RunDir.view(options.run)
     symptoms = _of_record(directory)
     if not options.record:
-        assemble.text_to_image(assemble.load(directory.config_path, []), options.run)
+        experiments.text_to_image(experiments.load(directory.config_path, []), options.run)
         symptoms += _of_model(options.run)
     findings = [symptom for symptom in symptoms if symptom.is_ill]
     for symptom in symptoms:
@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _of_record(directory: "RunDir") -> "list[Symptom]":
     from lab.training import symptoms
-    from scripts import assemble
+    from scripts import experiments
 
-    experiment = assemble.load(directory.config_path, [])
+    experiment = experiments.load(directory.config_path, [])
     endless = experiment.data.kind in ("shapes", "stream")
     return symptoms.of_record(list(directory.metrics()), experiment.train.optimizer.clip, endless)
 

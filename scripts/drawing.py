@@ -18,7 +18,9 @@ from lab.data.sources import source
 from lab.errors import BadData, Refused
 from lab.rundir import RunDir
 from lab.storage import write_whole
-from scripts.assemble import TextToImageExperiment, diffusion_stage, saved, text_to_image
+from scripts import saved
+from scripts.assemble import diffusion_stage
+from scripts.experiments import TextToImageExperiment, text_to_image
 from superres.pipeline import Upscaler
 
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on
@@ -54,7 +56,7 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
         Refused: as from ``saved``, or the weights do not fit the run's own configuration.
         BadData: every checkpoint is broken.
     """
-    found = saved(path, checkpoint_name, weights)
+    found = saved.read(path, checkpoint_name, weights)
     experiment = text_to_image(found.experiment, path)
     runtime = runtimes.start(experiment.runtime)
     made = diffusion_stage(experiment, runtime)

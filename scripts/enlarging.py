@@ -3,7 +3,7 @@
 from lab import runtime as runtimes
 from lab.errors import Refused
 from lab.training import snapshot
-from scripts.assemble import Saved
+from scripts.saved import Saved
 from superres import fast
 from superres.fast import Enlarger
 from superres.fast_stage import FastStageConfig

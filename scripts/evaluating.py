@@ -19,7 +19,18 @@ from lab.images import save_png
 from lab.rundir import RunDir
 from lab.storage import write_whole
 from lab.training.signals import Stopper
-from scripts import assemble, drawing, gallery, measure, pictures_lab, selecting, settings, upscaling_lab, vae_lab
+from scripts import (
+    drawing,
+    experiments,
+    gallery,
+    measure,
+    pictures_lab,
+    saved,
+    selecting,
+    settings,
+    upscaling_lab,
+    vae_lab,
+)
 from scripts.drawing import Trained
 
 Kept = tuple[Path, str]
@@ -34,7 +45,7 @@ def evaluate(options: Namespace) -> Kept:
     Raises:
         Refused: too few pictures, settings that do not go with the run, or something that is not installed.
     """
-    experiment = assemble.load(RunDir.view(options.run).config_path, [])
+    experiment = experiments.load(RunDir.view(options.run).config_path, [])
     if not isinstance(experiment.stage, TextToImageConfig):
         if options.best_of:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
@@ -125,7 +136,7 @@ def _of_pictures(options: Namespace, lab: Any) -> Kept:
     _check_num(options, "pictures", with_distances=20)
     if asked := settings.asked(options):
         raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
-    found = assemble.saved(options.run, options.checkpoint, options.weights)
+    found = saved.read(options.run, options.checkpoint, options.weights)
     networks = not options.no_distances
     name = gallery.digest([found.origin, {"num": options.num, "networks": networks}])
     path: Path = options.json or options.run / f"evaluation-{name}.json"

@@ -11,7 +11,8 @@ from superres.stage import GrownConfig, Root
 from vae.latent import LatentsConfig
 
 if TYPE_CHECKING:
-    from scripts.assemble import AnyExperiment, Saved
+    from scripts.experiments import AnyExperiment
+    from scripts.saved import Saved
 
 
 def check(source: "AnyExperiment", path: Path) -> None:

@@ -1,30 +1,32 @@
 """From the run of an autoencoder to the codec of a latent run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from lab import runtime as runtimes
 from lab.data.loader import Loader
 from lab.data.sources import source
 from lab.errors import BadData, Refused
 from lab.runtime import Runtime
 from lab.storage import write_whole
 from lab.training import snapshot
-from vae import autoencoder
+from scripts import saved
+from scripts.experiments import AnyExperiment
+from scripts.saved import Saved
+from vae import autoencoder, published
 from vae.autoencoder import Autoencoder
-from vae.cached import Cached
-from vae.codec import Codec
-from vae.latent import Statistics, measure
+from vae.cached import Cached, folder_of
+from vae.codec import Codec, Pixels, PixelsConfig
+from vae.latent import Latents, LatentsConfig, Origin, Statistics, measure
+from vae.published import PublishedConfig
+from vae.selection import AnyCodec
 from vae.stage import VaeConfig
-
-if TYPE_CHECKING:
-    from scripts.assemble import AnyExperiment, Saved
 
 NUM, BATCH = 1024, 32  # images that statistics are measured on
 
 
-def shape(experiment: "AnyExperiment", path: Path) -> VaeConfig:
+def shape(experiment: AnyExperiment, path: Path) -> VaeConfig:
     """Give the stage of an experiment that trains an autoencoder.
 
     Raises:
@@ -35,7 +37,7 @@ def shape(experiment: "AnyExperiment", path: Path) -> VaeConfig:
     return experiment.stage
 
 
-def build(found: "Saved", runtime: Runtime) -> Autoencoder:
+def build(found: Saved, runtime: Runtime) -> Autoencoder:
     """Build the autoencoder that a checkpoint holds, in evaluation mode; its weights stay as they are.
 
     Raises:
@@ -50,7 +52,7 @@ def build(found: "Saved", runtime: Runtime) -> Autoencoder:
     return runtime.place(model).eval().requires_grad_(False)
 
 
-def statistics(found: "Saved", runtime: Runtime) -> Statistics:
+def statistics(found: Saved, runtime: Runtime) -> Statistics:
     """Give the scale of the latents: read, or measured now, on the autoencoder's own data, and kept in its run.
 
     Raises:
@@ -71,7 +73,7 @@ def statistics(found: "Saved", runtime: Runtime) -> Statistics:
         raise BadData(f"{path} does not hold the scale of latents; delete it, and it is measured again") from error
 
 
-def fill(experiment: "AnyExperiment", codec: Codec, runtime: Runtime) -> str:
+def fill(experiment: AnyExperiment, codec: Codec, runtime: Runtime) -> str:
     """Put the latents of the run's images, of one epoch at most, into the codec's cache; say what was done.
 
     Raises:
@@ -86,3 +88,50 @@ def fill(experiment: "AnyExperiment", codec: Codec, runtime: Runtime) -> str:
         codec.posterior(runtime.batch(loader.batch(range(start, min(start + BATCH, num))).images))
     codec.cache.flush()
     return f"latent cache: {num:,} images, {len(codec.cache) - before:,} of them new, in {codec.cache.folder}"
+
+
+def complete(asked: AnyCodec, before: AnyCodec | None, allow_download: bool) -> AnyCodec:
+    """Fill in which autoencoder it is, and the scale of its latents, unless that is known.
+
+    Args:
+        asked: may leave it open.
+        before: of a run that has begun; what was found then is taken over.
+        allow_download: whether a published one that is not here may be fetched.
+
+    Raises:
+        Refused: it is nowhere to be found.
+    """
+    match asked:
+        case PublishedConfig(found=None):
+            known = before.found if isinstance(before, PublishedConfig) else None
+            return asked.model_copy(update={"found": known or published.find(asked, allow_download)})
+        case LatentsConfig(origin=None) if isinstance(before, LatentsConfig):
+            return asked.model_copy(update={"origin": before.origin, "statistics": before.statistics})
+        case LatentsConfig(origin=None):
+            found = saved.read(Path(asked.run), None, asked.weights)
+            factor = shape(found.experiment, found.run.path).autoencoder.factor
+            scale = statistics(found, runtimes.start(found.experiment.runtime))
+            return asked.model_copy(update={"origin": Origin(**found.origin, factor=factor), "statistics": scale})
+    return asked
+
+
+def codec(config: AnyCodec, runtime: Runtime) -> Codec:
+    """Build the codec of a completed experiment.
+
+    Raises:
+        Refused: the autoencoder, or the checkpoint of it that this run was begun with, is not there.
+    """
+    if isinstance(config, PixelsConfig):
+        return Pixels()
+    made = published.build(config, runtime) if isinstance(config, PublishedConfig) else _trained_codec(config, runtime)
+    return Cached(made, folder_of(config.cache, config)) if config.cache else made
+
+
+def _trained_codec(config: LatentsConfig, runtime: Runtime) -> Latents:
+    assert config.origin is not None, "the autoencoder is found before the codec is built"
+    assert config.statistics is not None
+    path, origin = Path(config.run), config.origin
+    found = saved.read(path, origin.checkpoint, origin.weights)
+    if found.origin["run"] != origin.run:
+        raise Refused(f"{path} is run {found.origin['run']}, but these latents are of run {origin.run}")
+    return Latents(build(found, runtime), config.statistics, config.tile)

@@ -21,8 +21,8 @@ from lab.evaluation.prompt_accuracy import Verdict, judge, shares
 from lab.images import from_uint8, to_uint8
 from lab.storage import write_whole
 from scripts import gallery
-from scripts.assemble import world_of
 from scripts.drawing import Trained
+from scripts.experiments import world_of
 
 KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
 PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds

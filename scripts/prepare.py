@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
         return _standardise(Path(presets[0]))
     from diffusion.stage import DiffusionConfig
     from lab import runtime as runtimes
-    from scripts import assemble, checkup, latent
+    from scripts import assemble, checkup, experiments, latent
 
-    experiment = assemble.load(Path(presets[0]), [word for word in words if "=" in word])
+    experiment = experiments.load(Path(presets[0]), [word for word in words if "=" in word])
     encoder = checkup.encoder(experiment)
     out, parts = options.out or Path("data/doctor") / experiment.name, checkup.parts_of(experiment.data)
     for name, data in parts.items():
@@ -60,18 +60,18 @@ def main(argv: Sequence[str]) -> int:
     if what == "everything":
         print(checkup.fill(experiment.data, encoder))
         if isinstance(experiment.stage, DiffusionConfig) and experiment.stage.codec.kind != "pixels":
-            completed = assemble.complete(assemble.diffusion(experiment, Path(presets[0])))
+            completed = assemble.complete(experiments.diffusion(experiment, Path(presets[0])))
             runtime = runtimes.start(completed.runtime)
-            print(latent.fill(completed, assemble.codec(completed.stage.codec, runtime), runtime))
+            print(latent.fill(completed, latent.codec(completed.stage.codec, runtime), runtime))
     return 0
 
 
 def _standardise(path: Path) -> int:
     """Measure the scale of an autoencoder's latents, keep it in the run and show it."""
     from lab import runtime as runtimes
-    from scripts import assemble, latent
+    from scripts import latent, saved
 
-    found = assemble.saved(path)
+    found = saved.read(path)
     scale = latent.statistics(found, runtimes.start(found.experiment.runtime))
     print(f"{path}: latents of {scale.num:,} images")
     for channel, (mean, std) in enumerate(zip(scale.mean, scale.std, strict=True)):

@@ -27,7 +27,7 @@ from scripts.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from lab.world import World
-    from scripts.assemble import AnyExperiment
+    from scripts.experiments import AnyExperiment
 
 READY, FINISHED = 1, 2  # what the first process tells the others of a run
 
@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--allow-change goes with --resume")
     from lab.rundir import RunDir
     from lab.world import World
-    from scripts import assemble
+    from scripts import experiments
 
     if options.resume:
-        path, asked = options.resume, assemble.load(RunDir.view(options.resume).config_path, overrides)
+        path, asked = options.resume, experiments.load(RunDir.view(options.resume).config_path, overrides)
     else:
-        asked = assemble.load(Path(presets[0]), overrides)
+        asked = experiments.load(Path(presets[0]), overrides)
         path = options.run or Path("runs") / asked.name
     with World.connect(asked.runtime.timeout_s) as world:
         if not world.is_first:
@@ -78,11 +78,11 @@ def _begin(path: Path, asked: "AnyExperiment") -> "AnyExperiment":
     from lab.config import diff
     from lab.errors import Refused
     from lab.rundir import RunDir
-    from scripts import assemble
+    from scripts import assemble, experiments
 
     if not RunDir.is_run(path):
         return assemble.complete(asked)
-    known = assemble.load(path / "config.yaml", [])
+    known = experiments.load(path / "config.yaml", [])
     if changes := diff(known, assemble.complete(asked, known)):
         more = f" and {len(changes) - 1} more" if changes[1:] else ""
         raise Refused(
@@ -96,9 +96,9 @@ def _resume(path: Path, asked: "AnyExperiment", allow: bool) -> "AnyExperiment":
     """The experiment of a run with its own configuration, except for what may change on the way or is allowed to."""
     from lab.errors import Refused
     from lab.experiment import identity_changes
-    from scripts import assemble
+    from scripts import assemble, experiments
 
-    known = assemble.load(path / "config.yaml", [])
+    known = experiments.load(path / "config.yaml", [])
     asked = assemble.complete(asked, known)
     if changes := identity_changes(known, asked):
         listed = "; ".join(changes)
@@ -115,7 +115,7 @@ def _train(path: Path, experiment: "AnyExperiment", world: "World", allow: bool)
     """Be the process that writes the run, alone or with others that follow."""
     from lab.config import diff
     from lab.rundir import RunDir
-    from scripts import assemble, warm_start
+    from scripts import assemble, experiments, warm_start
 
     start = warm_start.read(experiment, path)
     with RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, experiment) as rundir:
@@ -131,7 +131,7 @@ def _train(path: Path, experiment: "AnyExperiment", world: "World", allow: bool)
             return 0
         if start is not None:
             rundir.record_init(start.origin)
-        with rundir.reconfigured(experiment, diff(assemble.load(rundir.config_path, []), experiment)):
+        with rundir.reconfigured(experiment, diff(experiments.load(rundir.config_path, []), experiment)):
             world.from_first(READY)
             trainer = assemble.trainer(experiment, rundir, world, start)
             trainer.takes_other_data = allow
@@ -151,12 +151,12 @@ def _follow(path: Path, world: "World", allow: bool) -> int:
     """Be one of the processes that help the first: read what it decided, and write nothing."""
     from lab.errors import Refused
     from lab.rundir import RunDir
-    from scripts import assemble, warm_start
+    from scripts import assemble, experiments, warm_start
 
     if world.from_first(READY) == FINISHED:
         return 0
     rundir = RunDir.view(path)
-    experiment = assemble.load(rundir.config_path, [])
+    experiment = experiments.load(rundir.config_path, [])
     start = warm_start.read(experiment, path)
     if start is not None and start.origin != rundir.environment()["init_from"]:
         raise Refused(f"{experiment.train.init_from} got a new checkpoint meanwhile: run the same command again")

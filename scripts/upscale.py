@@ -27,11 +27,11 @@ def main(argv: Sequence[str]) -> int:
 
     from lab.errors import Refused
     from lab.training.signals import Stopper
-    from scripts import assemble, enlarging
+    from scripts import enlarging, saved
 
     if options.tile < 0:
         raise Refused(f"--tile {options.tile}: a side in pixels, or 0 for none")
-    found = assemble.saved(options.run, options.checkpoint, options.weights)
+    found = saved.read(options.run, options.checkpoint, options.weights)
     enlarger = enlarging.build(found, options.tile)
     targets = _targets(options.pictures, options.out, enlarger.factor)
     with Stopper().listening() as stopper:

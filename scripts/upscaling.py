@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab.errors import Refused
-from scripts.assemble import Saved, saved
+from scripts import enlarging, saved
 from scripts.drawing import Trained
-from superres.pipeline import Upscaler
+from scripts.saved import Saved
+from superres.fast_stage import FastStageConfig
+from superres.pipeline import OnePass, Upscaler
 from superres.stage import GrownConfig
 
 
@@ -18,7 +20,7 @@ def followed_by(trained: Trained, runs: Sequence[Path]) -> Trained:
         Refused: a run's model makes no picture larger, or as from ``saved``.
     """
     for path in runs:
-        found = saved(path)
+        found = saved.read(path)
         passed = f"{trained.origin['upscale']} " if "upscale" in trained.origin else ""
         origin = {**trained.origin, "upscale": passed + found.origin["checkpoint"]}
         trained = replace(trained, upscalers=(*trained.upscalers, upscaler(found)), origin=origin)
@@ -32,6 +34,8 @@ def upscaler(found: Saved) -> Upscaler:
         Refused: it has trained none, with what to do instead.
     """
     path, config = found.run.path, found.experiment.stage
+    if isinstance(config, FastStageConfig):
+        return OnePass(enlarging.build(found))
     if isinstance(config, GrownConfig):
         raise Refused(
             f"--upscale {path}: a grown model makes no picture larger, it draws large ones itself: "

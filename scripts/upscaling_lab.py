@@ -12,9 +12,9 @@ from lab.evaluation.pairs import Values, compare, hold_to_input
 from lab.images import from_uint8, grid, to_uint8
 from lab.resampling import bicubic, lanczos
 from scripts import enlarging, heldout, paired
-from scripts.assemble import Saved
 from scripts.heldout import Pictures
 from scripts.paired import Outcome, Poll
+from scripts.saved import Saved
 from superres.degrade import degrade
 from superres.fast_stage import FastStageConfig
 

@@ -26,9 +26,9 @@ from lab.images import from_uint8, grid
 from lab.randomness import normal
 from lab.runtime import Runtime
 from scripts import heldout, latent, paired
-from scripts.assemble import Saved
 from scripts.heldout import Pictures
 from scripts.paired import Outcome, Poll
+from scripts.saved import Saved
 from vae import quantizer
 from vae.autoencoder import Autoencoder
 from vae.posterior import Posterior

@@ -12,7 +12,10 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.text import selection
 from lab.training import snapshot
-from scripts.assemble import AnyExperiment, Saved, saved, stage
+from scripts import saved
+from scripts.assemble import stage
+from scripts.experiments import AnyExperiment
+from scripts.saved import Saved
 
 
 def read(experiment: AnyExperiment, path: Path) -> Saved | None:
@@ -38,7 +41,7 @@ def read(experiment: AnyExperiment, path: Path) -> Saved | None:
     if not RunDir.is_run(other):
         have = ", ".join(sorted(str(file.parent) for file in Path(other).parent.glob("*/config.yaml"))) or "none"
         raise Refused(f"train.init_from={wanted}: {other} is not a run directory (runs beside it: {have})")
-    found = saved(Path(other), weights=weights)
+    found = saved.read(Path(other), weights=weights)
     if problems := _misfits(found, experiment):
         more = "; and more" if problems[3:] else ""
         raise Refused(

@@ -1,11 +1,15 @@
 """Prompts to large pictures: a model draws, and upscalers make what it has drawn larger, one after the other."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from diffusion.pipeline import Poll, Request
+from lab.images import from_uint8, to_uint8
+from superres.fast import Enlarger
 
 
 class Upscaler(Protocol):
@@ -15,7 +19,8 @@ class Upscaler(Protocol):
         factor: side of a result / side of a picture.
     """
 
-    factor: int
+    @property
+    def factor(self) -> int: ...
 
     def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:
         """Enlarge pictures.
@@ -31,6 +36,30 @@ class Upscaler(Protocol):
             (b, 3, factor h, factor w) float32 on the CPU, not clamped.
         """
         ...
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """A fast decoder as an upscaler: it hears no prompt and draws nothing at random.
+
+    Attributes:
+        enlarge: the decoder.
+    """
+
+    enlarge: Enlarger
+
+    @property
+    def factor(self) -> int:
+        """Side of a result / side of a picture."""
+        return self.enlarge.factor
+
+    def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:
+        """Enlarge pictures one by one, as files would hold them; see ``Upscaler``."""
+        enlarged = []
+        for image in from_uint8(to_uint8(images)).split(1):
+            poll()
+            enlarged.append(self.enlarge(image))
+        return torch.cat(enlarged)
 
 
 def enlarged(

@@ -23,8 +23,8 @@ from lab.errors import Refused
 from lab.layers import GROUP_WIDTH
 from lab.runtime import Runtime
 from scripts import assemble
-from scripts.assemble import DiffusionExperiment
 from scripts.benchmarks.timing import alternating, met, timed
+from scripts.experiments import DiffusionExperiment
 
 BAR = 1.3
 CHANNELS, TOKENS, REAL_TOKENS = 3, 32, 12

@@ -27,10 +27,10 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training import checkpoint
 from lab.training.stage import Stage
-from scripts import assemble
-from scripts.assemble import DiffusionExperiment
+from scripts import assemble, experiments
 from scripts.benchmarks.timing import met, timed
 from scripts.benchmarks.training import Kept
+from scripts.experiments import DiffusionExperiment
 
 BAR, EMA_BAR, SAVE_BAR = 1.03, 1.015, 2.0
 PRESET = "configs/shapes.yaml"
@@ -91,7 +91,7 @@ def benchmark(options: argparse.Namespace) -> int:
     for micro_batch in options.micro_batches:
         words = [*overrides, *quiet, *rare, f"train.micro_batch={micro_batch}"]
         preset = Path(presets[0])
-        experiment = assemble.complete(assemble.diffusion(assemble.load(preset, words), preset))
+        experiment = assemble.complete(experiments.diffusion(experiments.load(preset, words), preset))
         with tempfile.TemporaryDirectory() as folder:
             times = measure(experiment, Path(folder), options.steps, options.repeats)
         bare, trainer = median(times.bare), median(times.trainer)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from lab.data.shapes import prompts_hash
 from lab.errors import Refused
-from scripts import assemble, drawing
+from scripts import drawing, experiments
 from scripts.benchmarks import plots, tables
 from scripts.benchmarks.cells import PLUS_PLUS, Cell, plan
 from scripts.benchmarks.figures import Figures, Judge, Sheet, cost
@@ -78,7 +78,7 @@ def measure(
         figures, near_to = sheet.get(recipe), has_reference(cell, options)
         if figures is None or (near_to and "solver_error" not in figures):
             judge = judge or Judge(
-                assemble.world_of(trained.experiment),
+                experiments.world_of(trained.experiment),
                 [request.prompt for request in requests],
                 kinds,
                 options.seed,

@@ -7,8 +7,8 @@ import torch
 from diffusion.pipeline import Pipeline
 from lab import runtime as runtimes
 from lab.randomness import seeded
-from scripts import assemble, drawing
-from scripts.assemble import TextToImageExperiment
+from scripts import assemble, drawing, experiments
+from scripts.experiments import TextToImageExperiment
 
 PROMPTS = ("a red circle left of a blue square", "a green ring", "a pink diamond above a black cross", "")
 
@@ -18,7 +18,7 @@ def subject(options: argparse.Namespace) -> tuple[Pipeline, TextToImageExperimen
     if options.run is not None:
         trained = drawing.trained(options.run)
         return trained.pipeline, trained.experiment
-    experiment = assemble.complete(assemble.diffusion(assemble.load(options.preset, []), options.preset))
+    experiment = assemble.complete(experiments.diffusion(experiments.load(options.preset, []), options.preset))
     runtime = runtimes.start(experiment.runtime)
     stage = assemble.diffusion_stage(experiment, runtime)
     model = runtime.place(stage.players["model"]).eval()

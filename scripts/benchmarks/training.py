@@ -23,10 +23,10 @@ from lab.data.loader import Batch, Loader
 from lab.rundir import RunDir
 from lab.text.concat import ConcatConfig
 from lab.training.stage import Stage
-from scripts import assemble, checkup
-from scripts.assemble import DiffusionExperiment
+from scripts import assemble, checkup, experiments
 from scripts.benchmarks import against_unet
 from scripts.benchmarks.timing import met
+from scripts.experiments import DiffusionExperiment
 
 BAR = 0.95
 PRESET = "configs/shapes.yaml"
@@ -112,7 +112,7 @@ def benchmark(options: argparse.Namespace) -> int:
     quiet = ["train.preview_every=0", "evaluate.every_steps=0", "train.log_every=1"]
     far = f"train.checkpoint_every={(options.steps + 1) * (options.repeats + 1)}"
     preset = Path(presets[0])
-    experiment = assemble.complete(assemble.diffusion(assemble.load(preset, [*overrides, *quiet, far]), preset))
+    experiment = assemble.complete(experiments.diffusion(experiments.load(preset, [*overrides, *quiet, far]), preset))
     if uncached(experiment):
         print(checkup.fill(experiment.data, checkup.encoder(experiment)))
     with tempfile.TemporaryDirectory() as folder:

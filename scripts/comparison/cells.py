@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 
 from lab.errors import Refused
-from scripts import assemble
-from scripts.assemble import AnyExperiment
+from scripts import experiments
+from scripts.experiments import AnyExperiment
 
 NUMBER_ONLY = ("seed", "name")  # keys that the sweep sets itself
 
@@ -53,7 +53,7 @@ def grid(preset: Path, overrides: Sequence[str], vary: Sequence[str], seeds: int
     axes = [_axis(text) for text in vary]
     if seeds < 1:
         raise Refused(f"--seeds {seeds}: at least 1; 3 to compare configurations")
-    first = assemble.load(preset, overrides).seed
+    first = experiments.load(preset, overrides).seed
     leaves = [key.rsplit(".", 1)[-1] for key, _ in axes]
     titles = leaves if len(set(leaves)) == len(leaves) else [key for key, _ in axes]
     cells = []
@@ -72,13 +72,13 @@ def grid(preset: Path, overrides: Sequence[str], vary: Sequence[str], seeds: int
 def _cell(preset: Path, overrides: Sequence[str], group: str, seed: int, images: int | None) -> Cell:
     own = [*overrides, f"seed={seed}"]
     if images is not None:
-        batch = assemble.load(preset, own).train.batch
+        batch = experiments.load(preset, own).train.batch
         if images % batch or images < batch:
             raise Refused(
                 f"--images {images} is no multiple of train.batch={batch}: take {max(images // batch, 1) * batch}"
             )
         own.append(f"train.steps={images // batch}")
-    return Cell(f"{group}-seed{seed}", group, seed, tuple(own), assemble.load(preset, own))
+    return Cell(f"{group}-seed{seed}", group, seed, tuple(own), experiments.load(preset, own))
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

@@ -13,8 +13,8 @@ from lab.errors import BadData, Refused
 from lab.evaluation import outcomes
 from lab.evaluation.compare import Values
 from lab.rundir import RunDir
-from scripts import assemble
-from scripts.assemble import AnyExperiment
+from scripts import experiments
+from scripts.experiments import AnyExperiment
 
 WHAT = ("right", "readable", "agreement")  # or the name of an attribute
 
@@ -41,7 +41,7 @@ class Evaluation:
     @cached_property
     def experiment(self) -> AnyExperiment:
         """The run's own configuration."""
-        return assemble.load(RunDir.view(self.run).config_path, [])
+        return experiments.load(RunDir.view(self.run).config_path, [])
 
     @cached_property
     def lines(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:

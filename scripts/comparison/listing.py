@@ -11,7 +11,7 @@ from lab.errors import BadData, Refused
 from lab.explanation import nearest
 from lab.rundir import RunDir
 from lab.yaml12 import read
-from scripts import assemble
+from scripts import experiments
 from scripts.comparison import evaluations
 
 Value = str | float | None
@@ -87,7 +87,7 @@ def aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
 
 def _row(place: Path, folder: Path) -> Row:
     run = RunDir.view(place)
-    experiment, status = assemble.load(run.config_path, []), run.status()
+    experiment, status = experiments.load(run.config_path, []), run.status()
     columns: dict[str, Value] = {
         "name": str(place.relative_to(folder)) if place != folder else place.name,
         "state": status.state if status else "begun",

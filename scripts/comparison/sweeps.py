@@ -11,7 +11,7 @@ from lab.data.shapes import ShapesConfig
 from lab.rundir import RunDir
 from lab.training import checkpoint
 from lab.training.budget import seconds_of
-from scripts import assemble
+from scripts import assemble, experiments
 from scripts.comparison import evaluations
 from scripts.comparison.cells import Cell
 from scripts.comparison.evaluations import Evaluation
@@ -30,7 +30,7 @@ def state(cell: Cell, folder: Path, num: int) -> str:
     path = folder / cell.name
     if not RunDir.is_run(path):
         return MISSING
-    known, status = assemble.load(path / "config.yaml", []), RunDir.view(path).status()
+    known, status = experiments.load(path / "config.yaml", []), RunDir.view(path).status()
     is_same = not diff(known, assemble.complete(cell.experiment, known))
     if not is_same or status is None or status.state != "finished":
         return BEGUN

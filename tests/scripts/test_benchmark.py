@@ -24,7 +24,7 @@ from lab.data.shapes import Shapes
 from lab.errors import BadData, Refused
 from lab.rundir import RunDir
 from lab.text.auto import TransformerText
-from scripts import assemble, benchmark, drawing
+from scripts import assemble, benchmark, drawing, experiments
 from scripts.benchmarks import (
     against_diffusers,
     against_unet,
@@ -345,7 +345,7 @@ def test_every_combination_is_trained_drawn_and_laid_out_once(
     rows = [row.split(" | ") for row in page.read_text().splitlines() if row.startswith("| ")]
     assert rows[0][1:4] == ["ddpm:uniform 250", "ddim:uniform 20", "unipc_2:uniform 4"]
     assert [row[0].removeprefix("| ") for row in rows[1:]] == list(combinations.COMBINATIONS)
-    config = assemble.load(out / "linear_with_zero_terminal-v" / "config.yaml", [])
+    config = experiments.load(out / "linear_with_zero_terminal-v" / "config.yaml", [])
     assert (config.stage.schedule.kind, config.stage.parameterization.kind) == ("linear", "v")
     assert config.data.mixture == {"single": 1.0}
 
@@ -444,7 +444,7 @@ def slow_data(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow_data")
 def test_slow_data_shows_in_the_speed_of_training_and_in_its_parts(tmp_path: Path) -> None:
     quiet = ["train.log_every=1", "train.preview_every=0", "train.checkpoint_every=100", "evaluate.every_steps=0"]
-    experiment = assemble.complete(assemble.load(TINY, quiet))
+    experiment = assemble.complete(experiments.load(TINY, quiet))
     speeds, shares = training.measure(experiment, tmp_path, steps=2, repeats=1)
     assert [len(turns) for turns in speeds.values()] == [1, 1]
     assert max(speeds["loader"]) < 6 / 0.3 < min(speeds["kept"])  # batches of 6
@@ -494,7 +494,7 @@ BERT, CLIP = "{kind: auto, pretrained: bert%s}", "{kind: clip, width: 16, layers
     ],
 )
 def test_a_side_without_a_text_cache_is_where_there_is_one(text: str, places: list[None]) -> None:
-    experiment = assemble.load(TINY, [f"text={text}"])
+    experiment = experiments.load(TINY, [f"text={text}"])
     without = training.uncached(experiment)
     assert (without is not None) == bool(places)
     if without:
@@ -506,7 +506,7 @@ def test_the_loop_by_hand_makes_the_trainer_s_step(tmp_path: Path) -> None:
     """Or their times would say nothing: one step of each from the same weights moves every weight alike."""
     quiet = ["train.optimizer.matrices=adamw", "train.optimizer.rate=1e-3", "train.optimizer.warm_up=0"]
     words = [*quiet, "train.optimizer.weight_decay=0.01", "train.optimizer.decay=none", "train.preview_every=0"]
-    experiment = assemble.complete(assemble.load(TINY, [*words, "train.steps=1", "stage.unet.dropout=0"]))
+    experiment = assemble.complete(experiments.load(TINY, [*words, "train.steps=1", "stage.unet.dropout=0"]))
     runtime = runtimes.start(experiment.runtime)
     stage = assemble.stage(experiment, runtime)
     window = Loader(Shapes(experiment.data), experiment.seed).batch(range(experiment.train.batch)).split(4)
@@ -523,7 +523,7 @@ def test_the_loop_by_hand_makes_the_trainer_s_step(tmp_path: Path) -> None:
 
 def test_the_trainer_and_the_loop_by_hand_take_turns(tmp_path: Path) -> None:
     words = ["train.micro_batch=3", "train.log_every=1", "train.preview_every=0", "train.checkpoint_every=100"]
-    experiment = assemble.complete(assemble.load(TINY, words))
+    experiment = assemble.complete(experiments.load(TINY, words))
     times = bare_loop.measure(experiment, tmp_path, steps=1, repeats=2)
     turns = dataclasses.asdict(times)
     assert {what: len(seconds) for what, seconds in turns.items()} == dict.fromkeys(turns, 2)
@@ -541,7 +541,7 @@ def test_diffusers_network_is_built_with_the_same_settings(capsys: pytest.Captur
     assert blocks(their, "BasicTransformerBlock") == 4
     attention = next(m for m in their.modules() if type(m).__name__ == "Attention")
     assert (attention.heads, attention.inner_dim) == (4, 64)
-    experiment = assemble.complete(assemble.load(TINY, []))
+    experiment = assemble.complete(experiments.load(TINY, []))
     against_unet.compare(experiment, repeats=1)
     said = capsys.readouterr().out
     assert said.count("images per second, ") == 4

@@ -18,7 +18,7 @@ from lab.evaluation.compare import hierarchical, mcnemar
 from lab.evaluation.prompt_accuracy import Verdict
 from lab.images import save_png
 from lab.rundir import RunDir
-from scripts import assemble, compare
+from scripts import compare, experiments
 from tests.faults import TINY, Scripts
 
 NUM = 60
@@ -34,7 +34,7 @@ def make(
     changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Make a run with an evaluation in which about a share of the prompts is right."""
-    experiment = assemble.load(TINY, settings)
+    experiment = experiments.load(TINY, settings)
     if not RunDir.is_run(path):
         with RunDir.create(path, experiment) as run:
             run.rewind(None)
@@ -183,7 +183,7 @@ def test_the_newest_checkpoint_and_the_runs_own_settings_count(
     assert "a, step 9" in text
     old = a / f"evaluation-{6:020d}.json"
     assert "a, step 6" in told(capsys, old, b)  # a file that is named is taken
-    sampling = assemble.load(TINY, []).stage.model_dump(mode="json")["sampling"]
+    sampling = experiments.load(TINY, []).stage.model_dump(mode="json")["sampling"]
     other = make(tmp_path / "c", changes={"sampling": {**sampling, "guidance": 7.0}})
     assert "differs in how pictures were drawn: guidance: 2.0 -> 7.0" in told(capsys, a, other)
 

@@ -13,7 +13,7 @@ from signal import SIGKILL
 import pytest
 
 from lab.text.weights import PACKAGES
-from scripts import assemble, checkup
+from scripts import checkup, experiments
 from tests.faults import ENVIRONMENT, ROOT, Scripts, signal_at
 from tests.lab.data.test_real_data import DATA
 from tests.lab.training.test_resume import differences, measured
@@ -79,7 +79,7 @@ def test_the_first_step_comes_soon_and_with_full_caches_without_the_encoder(word
     show("empty", clock, processor)
     assert clock < 60
     assert imported == ["transformers", "tokenizers"]
-    experiment = assemble.load(PRESET, words)
+    experiment = experiments.load(PRESET, words)
     assert "captions, " in checkup.fill(experiment.data, checkup.encoder(experiment))
     clock, processor, imported = first_step(tmp_path / "full", *words)
     show("full", clock, processor)

@@ -16,7 +16,7 @@ from lab.errors import Refused
 from lab.evaluation.pairs import psnr
 from lab.images import read_image
 from lab.runtime import CPU
-from scripts import assemble, heldout, latent
+from scripts import heldout, latent, saved
 from tests.faults import TINY_VAE, Scripts
 
 METHODS = ["autoencoder", "thumbnail 4 x 4", "linear codec"]
@@ -61,7 +61,7 @@ def test_the_psnr_is_that_of_decoded_means_of_held_out_pictures(script: Scripts,
     assert script("evaluate", run, "--num", 10, "--no-distances", "--json", tmp_path / "a.json").code == 0
     figures = json.loads((tmp_path / "a.json").read_text())
     found = figures["methods"]
-    model = latent.build(assemble.saved(run), CPU)
+    model = latent.build(saved.read(run), CPU)
     world = Shapes(ShapesConfig(size=16), "heldout")
     images = torch.stack([world.sample(0, slot).image for slot in range(10)])
     expected = psnr(model.decode(model.encode(images).mean), images)

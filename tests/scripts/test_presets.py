@@ -15,8 +15,8 @@ from lab.runtime import RuntimeConfig
 from lab.text import selection
 from lab.text.frozen import PretrainedConfig
 from lab.text.weights import Identity
-from scripts import assemble
-from scripts.assemble import AnyExperiment
+from scripts import assemble, experiments
+from scripts.experiments import AnyExperiment
 from superres.stage import GrownConfig
 from tests.faults import ROOT, Scripts
 from vae.codec import PixelsConfig
@@ -44,14 +44,14 @@ def test_a_preset_opens_with_its_purpose_its_command_its_cost_and_what_to_expect
 
 
 def test_a_preset_comes_back_from_its_own_dump(preset: Path, tmp_path: Path) -> None:
-    experiment = assemble.load(preset, [])
+    experiment = experiments.load(preset, [])
     assert experiment.name == preset.stem
     (tmp_path / "config.yaml").write_text(dump(experiment))
     assert load(tmp_path / "config.yaml", [], AnyExperiment) == experiment
 
 
 def test_a_preset_builds_a_network_for_its_images(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = assemble.load(preset, [])
+    experiment = experiments.load(preset, [])
     if isinstance(experiment.stage, GrownConfig):
         pytest.skip("this one needs the run that it grows: see tests/superres/test_grown_presets.py")
     text = experiment.text
@@ -73,7 +73,7 @@ def test_a_preset_builds_a_network_for_its_images(preset: Path, monkeypatch: pyt
 def test_a_preset_without_its_data_says_how_to_have_it(
     preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = assemble.load(preset, []).data
+    data = experiments.load(preset, []).data
     if not isinstance(data, Collection):
         pytest.skip("this one needs no files")
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from diffusion.schedule import Flow
 from lab.images import read_image, read_metadata
 from lab.rundir import RunDir
 from lab.training import checkpoint
-from scripts import assemble, drawing
+from scripts import drawing, experiments
 from tests.faults import TINY, Done, Scripts
 
 PROMPT = "a red circle above a blue square"
@@ -129,7 +129,7 @@ def test_another_sampler_has_nothing_of_the_one_it_replaces(
     changes: dict[str, object], expected: dict[str, object]
 ) -> None:
     own = ("sampler: ddim", "eta: 1.0", "spacing: karras", "logsnr_limits: [-6, 6]")
-    experiment = assemble.load(TINY, [f"stage.sampling={{{', '.join(own)}}}"])
+    experiment = experiments.load(TINY, [f"stage.sampling={{{', '.join(own)}}}"])
     got = drawing.sampling(experiment, changes)
     assert {name: getattr(got, name) for name in expected} == expected
 

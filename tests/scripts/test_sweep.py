@@ -12,7 +12,7 @@ import pytest
 
 from lab.errors import Refused
 from lab.rundir import RunDir
-from scripts import assemble, sweep
+from scripts import experiments, sweep
 from scripts.comparison import cells
 from tests.faults import ENVIRONMENT, ROOT, TINY, Scripts, signal_at
 
@@ -59,7 +59,7 @@ def test_a_sweep_outlives_a_run_and_makes_each_once(
     rows = [line.split()[:2] for line in told.splitlines() if line.startswith("rate-")]
     assert rows[-2:] == [["rate-1e-3", "1"], ["rate-3e-3", "1"]]
     assert f"python scripts/compare.py --a {tmp_path}/rate-1e-3-seed* --b {tmp_path}/rate-3e-3-seed*" in told
-    assert [assemble.load(tmp_path / name / "config.yaml", []).seed for name in NAMES] == [7, 7]
+    assert [experiments.load(tmp_path / name / "config.yaml", []).seed for name in NAMES] == [7, 7]
     calls.clear()
     assert sweep.main([*arguments, "1", "--dry-run"]) == 0
     assert "to train: 0 runs, 0 images; to evaluate: 0 runs" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from lab.config import load
 from lab.images import read_image
 from lab.rundir import RunDir
 from lab.training import checkpoint
-from scripts.assemble import DiffusionExperiment
+from scripts.experiments import DiffusionExperiment
 from tests.faults import ROOT, TINY, Done, Scripts
 
 LONGER = ("train.steps=80", "train.batch=16", "train.micro_batch=0", "train.log_every=20", "train.preview_every=0")

@@ -13,7 +13,7 @@ from lab.data.shapes import Shapes, ShapesConfig
 from lab.evaluation.pairs import psnr
 from lab.images import from_uint8, read_image, to_uint8
 from lab.resampling import bicubic
-from scripts import assemble, enlarging
+from scripts import enlarging, saved
 from superres.degrade import degrade
 from tests.faults import ROOT, Scripts, signal_at
 from tests.lab.training.test_resume import differences, measured
@@ -59,7 +59,7 @@ def test_figures_stand_beside_those_of_filters(script: Scripts, run: Path, tmp_p
         assert list(method) == ["psnr", "ssim", "consistency", "colour_shift", "contrast"]
     world = Shapes(ShapesConfig(size=32), "heldout")
     images = from_uint8(to_uint8(torch.stack([world.sample(0, slot).image for slot in range(6)])))
-    found = assemble.saved(run)
+    found = saved.read(run)
     small = degrade(images, 2, enlarging.shape(found).degradation, 0, range(6))
     expected = psnr(enlarging.build(found)(small), images).mean().item()
     assert figures["methods"]["fast decoder"]["psnr"]["value"] == pytest.approx(expected, rel=1e-6)
@@ -79,7 +79,7 @@ def test_any_picture_is_enlarged(script: Scripts, run: Path, tmp_path: Path, mod
     with Image.open(tmp_path / "out" / "a-x2.png") as made:
         assert made.size == (18, 12)
         assert made.mode == {"P": "RGB", "1": "L", "I;16": "L", "CMYK": "RGB"}.get(mode, mode)
-    large = enlarging.build(assemble.saved(run))(read_image(path)[None])[0]
+    large = enlarging.build(saved.read(run))(read_image(path)[None])[0]
     found = to_uint8(read_image(tmp_path / "out" / "a-x2.png")).int()
     if made.mode in ("RGB", "RGBA"):  # on white it is what the network made
         assert (found - to_uint8(large).int()).abs().max() <= (3 if made.mode == "RGBA" else 1)
@@ -156,3 +156,22 @@ def test_what_a_fast_decoder_cannot_do_is_refused(
     done = script(command, *subject, *words)
     assert done.code == 2, done.err
     assert message in done.err.splitlines()[-1]
+
+
+def test_a_drawn_picture_passes_it_as_its_file_would(
+    script: Scripts, run: Path, reference: Path, tmp_path: Path
+) -> None:
+    prompts = ("a red circle", "a green ring", "--num", 2)
+    assert script("sample", reference, *prompts, "--out", tmp_path / "small").code == 0
+    done = script("sample", reference, *prompts, "--upscale", run, "--out", tmp_path / "large")
+    assert done.code == 0, done.err
+    small, large = (
+        sorted(path for path in (tmp_path / name).glob("*.png") if "grid" not in path.name)
+        for name in ("small", "large")
+    )
+    assert len(small) == len(large) == 4
+    assert {path.name for path in small}.isdisjoint(path.name for path in large)  # another recipe
+    done = script("upscale", run, *small, "--out", tmp_path / "files")
+    assert done.code == 0, done.err
+    enlarged = {to_uint8(read_image(path)).numpy().tobytes() for path in (tmp_path / "files").rglob("*.png")}
+    assert {to_uint8(read_image(path)).numpy().tobytes() for path in large} <= enlarged

@@ -7,14 +7,14 @@ import torch
 
 from lab import runtime as runtimes
 from lab.runtime import RuntimeConfig
-from scripts import assemble
+from scripts import assemble, experiments
 from tests.faults import ROOT, Scripts
 
 SHORT = ("train.steps=1", "train.batch=2", "train.preview_every=0", "evaluate.every_steps=0", "runtime.device=cpu")
 PLAIN = ("runtime.precision=fp32", "runtime.channels_last=false", "runtime.threads=1")
 
 
-def num_weights(experiment: assemble.AnyExperiment) -> int:
+def num_weights(experiment: experiments.AnyExperiment) -> int:
     """What is trained, text encoder included."""
     settings = RuntimeConfig(device="cpu", precision="fp32", channels_last=False)
     completed = assemble.complete(experiment.model_copy(update={"runtime": settings}))
@@ -38,9 +38,9 @@ def chain(script: Scripts, tmp_path: Path) -> dict[str, Path]:
 
 
 def test_each_preset_grows_the_one_before_and_trains_at_most_two_fifths_of_the_weights(chain: dict[str, Path]) -> None:
-    scratch = num_weights(assemble.load(ROOT / "configs" / "shapes64.yaml", []))
+    scratch = num_weights(experiments.load(ROOT / "configs" / "shapes64.yaml", []))
     for name, source in (("shapes64_grown", "shapes"), ("shapes128_grown", "shapes64_grown")):
-        experiment = assemble.load(ROOT / "configs" / f"{name}.yaml", [f"stage.source={chain[source]}"])
-        below = assemble.load(chain[source] / "config.yaml", [])
+        experiment = experiments.load(ROOT / "configs" / f"{name}.yaml", [f"stage.source={chain[source]}"])
+        below = experiments.load(chain[source] / "config.yaml", [])
         assert experiment.stage.schedule.shift == 2 * below.stage.schedule.shift  # type: ignore[union-attr]
         assert 1e5 < num_weights(experiment) < 0.4 * scratch

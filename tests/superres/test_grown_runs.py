@@ -12,7 +12,7 @@ import yaml
 from lab.config import load
 from lab.images import read_image
 from lab.training import checkpoint
-from scripts.assemble import AnyExperiment
+from scripts.experiments import AnyExperiment
 from tests.faults import TINY, TINY_VAE, Scripts, signal_at
 from tests.lab.training.test_resume import differences, spoil
 

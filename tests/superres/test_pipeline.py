@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.pipeline import Poll, Request
-from scripts import upscaling
-from scripts.assemble import saved
+from scripts import saved, upscaling
 from superres.pipeline import enlarged
 from tests.faults import Scripts
 
@@ -65,7 +64,7 @@ def test_upscalers_follow_each_other_and_stand_in_the_recipe(
     monkeypatch.setattr(upscaling, "upscaler", lambda found: Doubling())
     plain = drawing.trained(reference)
     trained = upscaling.followed_by(plain, [reference, reference])
-    name = saved(reference).origin["checkpoint"]
+    name = saved.read(reference).origin["checkpoint"]
     assert trained.origin == {**plain.origin, "upscale": f"{name} {name}"}
     sampling = trained.experiment.stage.sampling
     pictures = gallery.wanted(trained, ["a red circle"], 2, 0, "", sampling)

@@ -17,7 +17,7 @@ from lab.runtime import Runtime
 from lab.training.config import TrainConfig
 from lab.training.optimizer import OptimizerConfig
 from lab.training.trainer import Trainer
-from scripts import assemble
+from scripts import assemble, experiments
 from tests.faults import ROOT, TINY
 
 BATCH = 8
@@ -61,7 +61,7 @@ Gradient = Callable[..., Tensor]
 @pytest.fixture(scope="module")
 def gradient(tmp_path_factory: pytest.TempPathFactory) -> Gradient:
     """Gives all gradients of one step as one float64 vector; half of the captions are dropped."""
-    experiment = assemble.complete(assemble.load(ROOT / "configs" / "shapes.yaml", OVERRIDES))
+    experiment = assemble.complete(experiments.load(ROOT / "configs" / "shapes.yaml", OVERRIDES))
     fresh = assemble.stage(experiment, CPU)
     model = fresh.players["model"]
     with torch.no_grad(), seeded(1, "test"):  # at birth most gradients are zero
@@ -104,7 +104,7 @@ def test_the_mean_of_means_would_be_seen(gradient: Gradient) -> None:
 def test_times_that_learn_where_to_lie_are_the_same_for_every_division(tmp_path: Path) -> None:
     """The table of times changes between steps only: in float64 whole runs agree, with what they remember."""
     learning = ("stage.times.kind=loss_second_moment", "stage.times.bins=2", "stage.times.history=2")
-    experiment = assemble.complete(assemble.load(TINY, (*OVERRIDES, *learning)))
+    experiment = assemble.complete(experiments.load(TINY, (*OVERRIDES, *learning)))
     ends = []
     for micro_batch in (6, 4, 1):
         stage = assemble.stage(experiment, CPU)

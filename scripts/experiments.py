@@ -1,0 +1,101 @@
+"""What a configuration says: which kinds of experiments there are, and whether one can be made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, cast
+
+from pydantic import Field
+
+from diffusion.stage import DiffusionConfig, TextToImageConfig
+from lab import config as configuration
+from lab.data.shapes import ShapesConfig
+from lab.errors import Refused
+from lab.experiment import Experiment
+from superres.fast_stage import FastStageConfig
+from superres.stage import GrownConfig
+from vae.codec import PixelsConfig
+from vae.stage import VaeConfig
+
+DiffusionExperiment = Experiment[DiffusionConfig]
+VaeExperiment = Experiment[VaeConfig]
+TextToImageExperiment = Experiment[TextToImageConfig]
+"""One whose run draws from prompts."""
+AnyStageConfig = DiffusionConfig | GrownConfig | VaeConfig | FastStageConfig
+AnyExperiment = Experiment[Annotated[AnyStageConfig, Field(discriminator="kind")]]
+SUBJECTS = {"vae": "an autoencoder", "fast": "a fast decoder"}  # by the kind of their stage
+
+
+def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
+    """Read an experiment from a preset or a run's own configuration.
+
+    Raises:
+        Refused: a mistake in it, or the network does not fit the size of the images.
+    """
+    experiment = configuration.load(path, overrides, AnyExperiment)
+    check_size(experiment)
+    if not isinstance(experiment.stage, TextToImageConfig) and experiment.evaluate.every_steps:
+        raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
+    return experiment
+
+
+def check_size(experiment: AnyExperiment) -> None:
+    """Make sure that the network fits the size of the images, as far as its codec is known yet."""
+    config = experiment.stage
+    if isinstance(config, GrownConfig):
+        return  # its size is compared with the source's when a run starts
+    if isinstance(config, DiffusionConfig):
+        factor, keys = config.unet.factor, "stage.unet.patch, doubled by every level below the first"
+        if not isinstance(config.codec, PixelsConfig):
+            factor, keys = factor * (config.codec.factor or 1), f"{keys}, times the autoencoder's factor"
+    elif isinstance(config, FastStageConfig):
+        factor, keys = config.decoder.factor, "stage.decoder.factor"
+        if config.crop > experiment.data.size:
+            raise Refused(
+                f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
+            )
+    else:
+        factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
+        if config.loss.equivariance:
+            factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
+    if experiment.data.size % factor:
+        raise Refused(
+            f"{experiment.name}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "
+            f"({keys}): change one of them"
+        )
+
+
+def text_to_image(experiment: AnyExperiment, path: Path) -> TextToImageExperiment:
+    """Give an experiment as one that trains a model which draws from prompts.
+
+    Raises:
+        Refused: it trains something else.
+    """
+    if not isinstance(experiment.stage, TextToImageConfig):
+        what = SUBJECTS[experiment.stage.kind]
+        raise Refused(f"{path} trains {what}, which draws nothing from prompts: name a run of a diffusion model")
+    return cast(TextToImageExperiment, experiment)
+
+
+def diffusion(experiment: AnyExperiment, path: Path) -> DiffusionExperiment:
+    """Give an experiment as one that trains a diffusion model as a whole.
+
+    Raises:
+        Refused: it trains an autoencoder, or grows a model.
+    """
+    if isinstance(text_to_image(experiment, path).stage, GrownConfig):
+        raise Refused(f"{path} grows a model on another run: name a preset or a run of stage.kind=diffusion")
+    return cast(DiffusionExperiment, experiment)
+
+
+def world_of(experiment: TextToImageExperiment) -> ShapesConfig:
+    """Give the Shapes world of an experiment, for what is judged by its verifier.
+
+    Raises:
+        Refused: the data is another.
+    """
+    if not isinstance(experiment.data, ShapesConfig):
+        raise Refused(
+            f"{experiment.name} has data.kind={experiment.data.kind}: prompt accuracy, diversity and distances are "
+            "measured on data.kind=shapes alone; look at its pictures with scripts/sample.py"
+        )
+    return experiment.data
