@@ -60,7 +60,10 @@ def everything(data: AnyData, num: int, draw: Draw, *, with_networks: bool) -> t
             figures["distances"] = [
                 {**asdict(figure), "weights_sha256": EfficientNetLite0.weights_sha256} for figure in made
             ]
-    sheets = {side: grid(from_uint8(samples[side][:SHOWN]), sides[side].captions[:SHOWN], columns=8) for side in SIDES}
+    sheets = {}
+    for side in SIDES:
+        shown = samples[side][:SHOWN]
+        sheets[side] = grid(from_uint8(shown), sides[side].captions[: len(shown)], columns=8)
     return figures, {**sheets, **{f"closest-{name.split('-')[0]}": sheet for name, sheet in closest.items()}}
 
 
