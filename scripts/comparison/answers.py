@@ -1,6 +1,7 @@
 """The two questions of scripts/compare.py, answered in numbers and in words."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -47,7 +48,7 @@ def checkpoints(a: Evaluation, b: Evaluation, kind: str, what: str) -> Answer:
     """
     test: Callable[[compare.Values, compare.Values], Paired]
     test = compare.permutation if what == "agreement" else compare.mcnemar
-    found = {each: test(a.answers(each, what), b.answers(each, what)) for each in _kinds([a], kind, what)}
+    found = {each: test(a.answers(each, what), b.answers(each, what)) for each in _kinds(a, kind, what)}
     rows = []
     for each, result in found.items():
         first = float(a.answers(each, what).mean())
@@ -96,7 +97,7 @@ def configurations(a: Sequence[Evaluation], b: Sequence[Evaluation], kind: str, 
         return Answer(question, kind, facts, [], [], _too_few(a, b, kind, what), {})
     found = {
         each: compare.hierarchical(_table(a, each, what), _table(b, each, what), is_paired=is_paired)
-        for each in _kinds([*a, *b], kind, what)
+        for each in _kinds(a[0], kind, what)
     }
     facts.append("compared pair by pair, by seed" if is_paired else "compared without pairs (Welch)")
     rows = []
@@ -153,16 +154,14 @@ def _changes(one: Config, other: Config) -> list[str]:
     return [line for line in diff(one, other) if not line.startswith(INDIVIDUAL)]
 
 
-def _kinds(sides: Sequence[Evaluation], kind: str, what: str) -> list[str]:
-    """The kind of the verdict first, then those others of which the same was judged."""
+def _kinds(evaluation: Evaluation, kind: str, what: str) -> list[str]:
+    """The kind of the verdict first, then the others of which the same was judged."""
+    evaluation.answers(kind, what)
     others = []
-    for each in sides[0].kinds:
-        try:
-            sides[0].answers(each, what)
-        except Refused:
-            continue
-        others.append(each)
-    sides[0].answers(kind, what)
+    for each in evaluation.kinds:
+        with suppress(Refused):  # "single" states no relation
+            evaluation.answers(each, what)
+            others.append(each)
     return [kind, *(each for each in others if each != kind)]
 
 

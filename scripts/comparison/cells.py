@@ -10,7 +10,7 @@ from lab.errors import Refused
 from scripts import experiments
 from scripts.experiments import AnyExperiment
 
-NUMBER_ONLY = ("seed", "name")  # keys that the sweep sets itself
+TAKEN = ("seed", "name")  # keys that the sweep sets itself
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
     parts = re.findall(r"""(?:[^,\[\]{}"']|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+""", values)
     if not equals or not key or not parts:
         raise Refused(f"--vary {text!r}: must read key=value,value, as in train.optimizer.rate=1e-3,3e-3")
-    if key in NUMBER_ONLY:
+    if key in TAKEN:
         raise Refused(f"--vary {key}: the sweep sets it; say how many seeds by --seeds")
     return key, parts
 
