@@ -3,7 +3,7 @@
     python scripts/evaluate.py runs/demo                       # everything, into runs/demo/evaluation-<hash>.json
     python scripts/evaluate.py runs/demo --num 50              # quickly
     python scripts/evaluate.py runs/demo --num 500 --json out.json --guidance 2
-    python scripts/evaluate.py runs/demo --num 200 --best-of 1,2,4,8,16 --reject 6:0.5   # what selection gains
+    python scripts/evaluate.py runs/demo --num 200 --best-of 1,2,4,8,16 --reject 12:0.5   # what selection gains
     python scripts/evaluate.py runs/emoji64 --num 200          # a model of your own pictures
     python scripts/evaluate.py runs/shapes64_vae               # an autoencoder: what it keeps of held-out pictures
     python scripts/evaluate.py runs/shapes64_fast              # a fast decoder: what it makes of small pictures

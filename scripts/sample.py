@@ -6,7 +6,7 @@
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
     python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
-    python scripts/sample.py runs/demo "a red circle" --best-of 8 --scorer prompt_accuracy --reject 6:0.5 12:0.5
+    python scripts/sample.py runs/demo "a red circle" --best-of 8 --scorer prompt_accuracy --reject 12:0.5
     python scripts/sample.py runs/grown "a red circle"     # a model that was grown to larger pictures draws them itself
 
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
