@@ -65,7 +65,7 @@ class TextToImageConfig(Config):
         if signal > SIGNAL_REFUSED:
             raise ValueError(
                 f"schedule {kind} keeps {signal:.3f} of the signal at t = 1, but sampling starts from pure noise there "
-                f"(at most {SIGNAL_REFUSED}): {_more_noise(self.schedule)}"
+                f"(at most {SIGNAL_REFUSED}): {more_noise(self.schedule)}"
             )
         times = self.times.base if isinstance(self.times, LossSecondMomentTimes) else self.times
         if isinstance(times, LogNormalTimes) and times.mass(self.schedule) < 0.5:
@@ -89,7 +89,7 @@ class TextToImageConfig(Config):
         if signal > SIGNAL_WARNED:
             remarks.append(
                 f"schedule {kind} keeps {signal:.3f} of the signal at t = 1, which sampling from pure noise lacks: "
-                f"brightness will be off; {_more_noise(self.schedule)}"
+                f"brightness will be off; {more_noise(self.schedule)}"
             )
         if signal == 0 and self.loss.weight.vanishes:
             remarks.append(
@@ -112,8 +112,8 @@ class DiffusionConfig(TextToImageConfig):
     unet: UNetConfig = UNetConfig()
 
 
-def _more_noise(schedule: AnySchedule) -> str:
-    """How to leave less signal at t = 1."""
+def more_noise(schedule: AnySchedule) -> str:
+    """Say how to leave less signal at t = 1."""
     if isinstance(schedule, Table):
         rescaled = "" if schedule.steps == 1000 else f"multiply the betas by 1000 / {schedule.steps}, or "
         return f"{rescaled}set schedule.zero_terminal=true and predict v or x0"
@@ -196,7 +196,8 @@ class DiffusionStage:
         """Give the log-SNR of each column of ``losses_by_level``."""
         quantile = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
         schedule = self.config.schedule
-        return [round(level, 2) for level in logsnr(*schedule(self.config.times(quantile, schedule))).tolist()]
+        found: list[float] = logsnr(*schedule(self.config.times(quantile, schedule))).tolist()
+        return found
 
     def _losses(self, model: nn.Module, x0: Tensor, captions: Sequence[str], noised: Noised) -> Tensor:
         config = self.config

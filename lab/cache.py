@@ -1,6 +1,6 @@
 """Finished tensors on disk: found by the hash of what they were made of, read through memory maps, never stale.
 
-    <folder>/                              of one encoder with its settings: another one looks elsewhere
+    <folder>/                              of one encoder or codec with its settings: another one looks elsewhere
         <SHA-256 of the file>.safetensors  a shard: some entries, never changed once it is there
 
 A shard appears by rename and is called by its own hash, so several processes may write at once, and one that is torn
@@ -114,6 +114,7 @@ class TensorCache:
                     raise ValueError("another hash than its name")
             file: Any = safetensors.safe_open(path, framework="pt")
             keys, bounds = file.get_tensor("keys").numpy(), file.get_tensor("bounds")
+            file.get_slice("rows")  # a shard of an earlier version has none
         except FileNotFoundError:  # another process has just removed it
             return
         except (ValueError, safetensors.SafetensorError) as error:

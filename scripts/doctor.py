@@ -6,7 +6,8 @@
 Looks for data out of range, latents off scale, signal at the last step, an average that lags behind, a null condition
 that was not trained, text or word order that is not heard, samples without contrast; a loader that keeps the model
 waiting, gradients that jump, vanish or are always clipped, a loss that rises, updates left out, and pictures learned
-by heart. Every finding has a remedy; what is in order is listed too. Writes RUN/doctor.json and changes nothing else.
+by heart. Every finding has a remedy; what is in order is listed too. Writes RUN/doctor.json, and changes nothing else
+of the run.
 
 The doctor of data is another: scripts/prepare.py doctor PRESET.
 """
@@ -23,6 +24,7 @@ from scripts.entry import EXIT_CODES, run
 if TYPE_CHECKING:
     from lab.rundir import RunDir
     from lab.training.symptoms import Symptom
+    from scripts.experiments import AnyExperiment
 
 NUM = 64  # pictures that the model is asked about
 RANGE = 1000  # pictures whose range is looked at
@@ -31,14 +33,20 @@ RANGE = 1000  # pictures whose range is looked at
 def main(argv: Sequence[str]) -> int:
     """Examine; see the module's text."""
     options = _parser().parse_args(argv)
+    from lab.errors import Refused
     from lab.rundir import RunDir
     from lab.storage import write_whole
     from scripts import experiments
 
     directory = RunDir.view(options.run)
-    symptoms = _of_record(directory)
+    experiment = experiments.load(directory.config_path, [])
+    symptoms = _of_record(directory, experiment)
     if not options.record:
-        experiments.text_to_image(experiments.load(directory.config_path, []), options.run)
+        if experiment.stage.kind in experiments.SUBJECTS:
+            raise Refused(
+                f"{options.run} trains {experiments.SUBJECTS[experiment.stage.kind]}, and models are examined that "
+                "draw from prompts: look at its record alone with --record, and at its figures with scripts/evaluate.py"
+            )
         symptoms += _of_model(options.run)
     findings = [symptom for symptom in symptoms if symptom.is_ill]
     for symptom in symptoms:
@@ -51,18 +59,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _of_record(directory: "RunDir") -> "list[Symptom]":
+def _of_record(directory: "RunDir", experiment: "AnyExperiment") -> "list[Symptom]":
     from lab.training import symptoms
-    from scripts import experiments
 
-    experiment = experiments.load(directory.config_path, [])
-    endless = experiment.data.kind in ("shapes", "stream")
-    return symptoms.of_record(list(directory.metrics()), experiment.train.optimizer.clip, endless)
+    clip, endless = experiment.train.optimizer.clip, experiment.data.kind == "shapes"
+    return symptoms.of_record(list(directory.metrics()), clip, endless)
 
 
 def _of_model(path: Path) -> "list[Symptom]":
-    import torch
-
     from diffusion import symptoms
     from lab.data.loader import Loader
     from lab.data.sources import source
@@ -72,13 +76,14 @@ def _of_model(path: Path) -> "list[Symptom]":
     stage, experiment = averaged.stage, averaged.experiment
     loader = Loader(source(experiment.data), experiment.seed)
     num = min(RANGE, loader.source.num or RANGE)
-    images = torch.cat([loader.batch(range(k, min(k + 50, num))).images for k in range(0, num, 50)])
+    ends = [loader.batch(range(k, min(k + 50, num))).images.aminmax() for k in range(0, num, 50)]
+    low, high = min(float(end.min) for end in ends), max(float(end.max) for end in ends)
     batch = loader.batch(range(NUM))
     batch = batch.with_images(stage.runtime.batch(batch.images))
     models = averaged.pipeline.model, raw.pipeline.model
     with stage.runtime.autocast():
         found = [
-            symptoms.of_data(images),
+            symptoms.of_data(low, high, num),
             symptoms.of_latents(stage, batch),
             *symptoms.of_settings(stage),
             symptoms.of_average(stage, *models, batch),

@@ -50,10 +50,10 @@ class Trained:
 
 
 def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
-    """Load a run's model, ready to draw; see ``saved``.
+    """Load a run's model, ready to draw; see ``saved.read``.
 
     Raises:
-        Refused: as from ``saved``, or the weights do not fit the run's own configuration.
+        Refused: as from ``saved.read``, or the weights do not fit the run's own configuration.
         BadData: every checkpoint is broken.
     """
     found = saved.read(path, checkpoint_name, weights)

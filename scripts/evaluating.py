@@ -51,7 +51,10 @@ def evaluate(options: Namespace) -> Kept:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
         return _of_pictures(options, vae_lab if experiment.stage.kind == "vae" else upscaling_lab)
     is_shapes = isinstance(experiment.data, ShapesConfig)
-    _check_num(options, "prompts per kind" if is_shapes else "captions", with_distances=10 if is_shapes else 20)
+    if not options.best_of:
+        if options.reject:
+            raise Refused("--reject gives up candidates of --best-of N,N: name their numbers, or leave it out")
+        _check_num(options, "prompts per kind" if is_shapes else "captions", with_distances=10 if is_shapes else 20)
     trained = drawing.trained(options.run, options.checkpoint, options.weights)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
     trained = drawing.with_variance(trained, sampling)
@@ -119,8 +122,8 @@ def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingCon
     def complete(sampling: SamplingConfig) -> Path:
         name = f"{title}-{gallery.digest([*what, sampling.model_dump(mode='json')])}"
         path: Path = options.json or folder / f"{name}.json"
+        kept.append(folder / f"{name}.drawn")
         if not path.exists():
-            kept.append(folder / f"{name}.drawn")
             make(sampling, path, kept[-1], stopper)
         return path
 

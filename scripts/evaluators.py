@@ -20,7 +20,7 @@ from lab.training.observer import Evaluator
 
 SEED = 1  # of prompts, images and noise that are the same in every run
 LEVELS = 8  # noise levels of the grid
-CHUNK = 32  # images per pass
+CHUNK = 8  # images per pass, without gradients: less memory than a step takes
 SIDES: tuple[Split, ...] = ("train", "heldout")
 
 
@@ -78,24 +78,25 @@ class LevelLoss:
                 continue
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        """Give loss/<side>, half of its 95 % interval, and loss/<side>/logsnr <level>."""
+        """Give loss/<side>, half of its 95 % interval, and loss/<side>/logsnr <level>, from noise or from data on."""
         levels = self.stage.logsnr_of_levels(LEVELS)
         figures: dict[str, float] = {}
         for side, loader in self.loaders.items():
             losses = self.losses(model, loader)
-            if self.num > 1:
+            if len(losses) > 1:
                 whole = mean(losses.mean(dim=1).tolist())
                 figures |= {f"loss/{side}": whole.value, f"loss/{side}/half_width": whole.high - whole.value}
             by_level = zip(levels, losses.mean(dim=0).tolist(), strict=True)
-            figures |= {f"loss/{side}/logsnr {level:+.1f}": loss for level, loss in by_level}
+            figures |= {f"loss/{side}/logsnr {level:+.2f}": loss for level, loss in by_level}
         return figures
 
     @torch.no_grad()
     def losses(self, model: nn.Module, loader: Loader) -> torch.Tensor:
-        """Give the losses (num, LEVELS) of a side's first images."""
+        """Give the losses (n, LEVELS) of a side's first images, each of them once."""
         runtime, rows = self.stage.runtime, []
-        for start in range(0, self.num, CHUNK):
-            batch = loader.batch(range(start, min(start + CHUNK, self.num)))
+        num = min(self.num, loader.source.num or self.num)
+        for start in range(0, num, CHUNK):
+            batch = loader.batch(range(start, min(start + CHUNK, num)))
             with runtime.autocast():
                 rows.append(
                     self.stage.losses_by_level(model, batch.with_images(runtime.batch(batch.images)), LEVELS).cpu()

@@ -17,7 +17,6 @@ from vae.codec import PixelsConfig
 from vae.stage import VaeConfig
 
 DiffusionExperiment = Experiment[DiffusionConfig]
-VaeExperiment = Experiment[VaeConfig]
 TextToImageExperiment = Experiment[TextToImageConfig]
 """One whose run draws from prompts."""
 AnyStageConfig = DiffusionConfig | GrownConfig | VaeConfig | FastStageConfig
@@ -95,7 +94,7 @@ def world_of(experiment: TextToImageExperiment) -> ShapesConfig:
     """
     if not isinstance(experiment.data, ShapesConfig):
         raise Refused(
-            f"{experiment.name} has data.kind={experiment.data.kind}: prompt accuracy, diversity and distances are "
-            "measured on data.kind=shapes alone; look at its pictures with scripts/sample.py"
+            f"{experiment.name} has data.kind={experiment.data.kind}: prompts are judged on data.kind=shapes alone; "
+            "scripts/evaluate.py RUN measures what can be said of other pictures"
         )
     return experiment.data

@@ -1,21 +1,18 @@
 """From a run to the source of a grown one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffusion.stage import DiffusionConfig, TextToImageConfig
 from lab.errors import Refused
 from lab.text import selection
 from lab.text.clip import ClipConfig
+from scripts.experiments import SUBJECTS, AnyExperiment
+from scripts.saved import Saved
 from superres.stage import GrownConfig, Root
-from vae.latent import LatentsConfig
-
-if TYPE_CHECKING:
-    from scripts.experiments import AnyExperiment
-    from scripts.saved import Saved
+from vae.codec import PixelsConfig
 
 
-def check(source: "AnyExperiment", path: Path) -> None:
+def check(source: AnyExperiment, path: Path) -> None:
     """Make sure that a run is one that can be grown.
 
     Raises:
@@ -24,10 +21,10 @@ def check(source: "AnyExperiment", path: Path) -> None:
     config = source.stage
     if not isinstance(config, TextToImageConfig):
         raise Refused(
-            f"stage.source={path} trains an autoencoder, and only a denoiser grows: name a run of stage.kind=diffusion "
-            "or grown"
+            f"stage.source={path} trains {SUBJECTS[config.kind]}, and only a denoiser grows: name a run of "
+            "stage.kind=diffusion or grown"
         )
-    if isinstance(config, DiffusionConfig) and isinstance(config.codec, LatentsConfig):
+    if isinstance(config, DiffusionConfig) and not isinstance(config.codec, PixelsConfig):
         raise Refused(
             f"stage.source={path} works on the latents of an autoencoder, and means of latents are no latents of "
             "smaller images: name a run on pixels (stage.codec.kind=pixels)"
@@ -39,7 +36,7 @@ def check(source: "AnyExperiment", path: Path) -> None:
         )
 
 
-def complete(asked: "AnyExperiment", found: "Saved") -> "AnyExperiment":
+def complete(asked: AnyExperiment, found: Saved) -> AnyExperiment:
     """Fill in what a grown run takes from its source: which weights, and the text encoder.
 
     Raises:
@@ -60,7 +57,7 @@ def complete(asked: "AnyExperiment", found: "Saved") -> "AnyExperiment":
     return asked.model_copy(update={"text": there.text, "stage": config.model_copy(update={"root": root})})
 
 
-def taken_over(asked: "AnyExperiment", known: "AnyExperiment") -> "AnyExperiment":
+def taken_over(asked: AnyExperiment, known: AnyExperiment) -> AnyExperiment:
     """Give the same of a run that has begun."""
     config, before = asked.stage, known.stage
     if not isinstance(config, GrownConfig) or not isinstance(before, GrownConfig):

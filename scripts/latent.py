@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from lab import runtime as runtimes
@@ -123,7 +124,11 @@ def codec(config: AnyCodec, runtime: Runtime) -> Codec:
     """
     if isinstance(config, PixelsConfig):
         return Pixels()
-    made = published.build(config, runtime) if isinstance(config, PublishedConfig) else _trained_codec(config, runtime)
+    with torch.device("cpu"):  # real weights, also where only the shapes of what is trained are asked for
+        if isinstance(config, PublishedConfig):
+            made = published.build(config, runtime)
+        else:
+            made = _trained_codec(config, runtime)
     return Cached(made, folder_of(config.cache, config)) if config.cache else made
 
 

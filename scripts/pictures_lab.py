@@ -15,11 +15,13 @@ from lab.evaluation.features import EfficientNetLite0, extract
 from lab.evaluation.intervals import wilson
 from lab.evaluation.memorization import LEAST, Memorization, Neighbours, memorization, nearest
 from lab.images import from_uint8, grid, to_uint8
+from lab.resampling import bicubic
 from scripts import heldout
 from scripts.heldout import Pictures
 from scripts.paired import CHUNK
 
 MOST = 5000  # pictures of a side that samples are compared with
+SIDE = 64  # in pixels, at which pictures are compared
 SHOWN = 16  # samples of a side, and closest pairs, on a sheet
 SIDES = ("train", "heldout")
 
@@ -42,14 +44,13 @@ def everything(data: AnyData, num: int, draw: Draw, *, with_networks: bool) -> t
     Raises:
         Refused: nothing, or too little, is held out.
     """
-    sides = {
-        "train": heldout.pictures(data, "train", MOST),
-        "heldout": heldout.pictures(data, "heldout", MOST, least=max(LEAST, NUM_GROUPS)),
-    }
+    spaces = _spaces(with_networks)  # first what may not be there
+    sides = {"heldout": heldout.pictures(data, "heldout", MOST, least=max(LEAST, NUM_GROUPS))}
+    sides["train"] = heldout.pictures(data, "train", MOST)
     samples = {side: to_uint8(draw(_requests(sides[side], num), f"{side} captions")) for side in SIDES}
-    figures: dict[str, Any] = {"pictures": {side: pictures.facts for side, pictures in sides.items()}}
+    figures: dict[str, Any] = {"pictures": {side: sides[side].facts for side in SIDES}}
     figures["spaces"], closest = {}, {}
-    for name, describe in _spaces(with_networks).items():
+    for name, describe in spaces.items():
         real = {side: describe(pictures.images) for side, pictures in sides.items()}
         drawn = {side: describe(images) for side, images in samples.items()}
         found, copies, neighbours = _space(sides, real, drawn)
@@ -91,11 +92,17 @@ def _requests(pictures: Pictures, num: int) -> list[Request]:
 
 def _spaces(with_networks: bool) -> dict[str, Callable[[Tensor], Tensor]]:
     """What pictures are compared by: (n, 3, H, W) bytes -> (n, d)."""
-    spaces: dict[str, Callable[[Tensor], Tensor]] = {"pixels": lambda images: from_uint8(images).flatten(1)}
+    spaces: dict[str, Callable[[Tensor], Tensor]] = {"pixels": _thumbnails}
     if with_networks:
         extractor = EfficientNetLite0()
         spaces[extractor.name] = lambda images: extract(images.split(CHUNK), extractor, progress=True)
     return spaces
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """The pixels of pictures, of larger ones at ``SIDE``: (n, 3, H, W) bytes -> (n, d)."""
+    side = min(SIDE, images.shape[-1])
+    return torch.cat([bicubic(from_uint8(few), (side, side)).flatten(1) for few in images.split(CHUNK)])
 
 
 def _space(

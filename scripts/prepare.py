@@ -50,8 +50,11 @@ def main(argv: Sequence[str]) -> int:
     from diffusion.stage import DiffusionConfig
     from lab import runtime as runtimes
     from scripts import assemble, checkup, experiments, latent
+    from superres.stage import GrownConfig
 
     experiment = experiments.load(Path(presets[0]), [word for word in words if "=" in word])
+    if isinstance(experiment.stage, GrownConfig):  # hears through its source's encoder
+        experiment = assemble.complete(experiment)
     encoder = checkup.encoder(experiment)
     out, parts = options.out or Path("data/doctor") / experiment.name, checkup.parts_of(experiment.data)
     for name, data in parts.items():

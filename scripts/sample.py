@@ -35,9 +35,12 @@ def main(argv: Sequence[str]) -> int:
     """Draw; see the module's text."""
     options = _parser().parse_args(argv)
     from diffusion.pipeline import Request
+    from lab.errors import Refused
     from lab.training.signals import Stopper
     from scripts import drawing, gallery, selecting, upscaling
 
+    if options.reject and not options.best_of:
+        raise Refused("--reject gives up candidates of --best-of N: name N, or leave it out")
     prompts = gallery.read_prompts(options.prompts, options.prompts_file)
     trained = drawing.trained(options.run, options.checkpoint, options.weights)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))

@@ -21,7 +21,7 @@ class Saved:
 
     Attributes:
         weights: of every player, "<player>.<name>" -> tensor.
-        experiment, run, origin, state: as of ``Trained``.
+        experiment, run, origin, state: as of ``scripts.drawing.Trained``.
     """
 
     weights: Mapping[str, Tensor]

@@ -22,6 +22,7 @@ from lab.storage import write_whole
 from scripts import gallery
 from scripts.drawing import Trained
 from scripts.gallery import Picture
+from superres.pipeline import enlarged
 
 SCORERS: Mapping[str, Callable[[Verdict], float]] = {
     "prompt_accuracy": lambda verdict: verdict.agreement,
@@ -173,12 +174,13 @@ class Selector:
                 return pictures
         selections, pictures = self.draw(requests), []
         for request, found in zip(requests, selections, strict=True):
-            for rank, number in enumerate(found.ranking[:num]):
-                selected = {**plan, "rank": rank, "score": found.scores[number][self.sampling.steps]}
-                asked = request._replace(number=number)
+            best = [request._replace(number=number) for number in found.ranking[:num]]
+            (images,) = enlarged([found.images[:num]], self.trained.upscalers, best, self.seed, self.poll)
+            for rank, (asked, image) in enumerate(zip(best, images, strict=True)):
+                selected = {**plan, "rank": rank, "score": found.scores[asked.number][self.sampling.steps]}
                 pictures.append(Picture(asked, {**asked._asdict(), **shared, "selected": selected}))
                 recipe = json.dumps(pictures[-1].recipe, sort_keys=True)
-                save_png(out / pictures[-1].name, found.images[rank], {"recipe": recipe})
+                save_png(out / pictures[-1].name, image, {"recipe": recipe})
         scores = [
             {"prompt": each.prompt, "scores": found.scores} for each, found in zip(requests, selections, strict=True)
         ]

@@ -17,7 +17,7 @@ def followed_by(trained: Trained, runs: Sequence[Path]) -> Trained:
     """Let what a run draws pass the upscalers of other runs, one after the other; their weights join the origin.
 
     Raises:
-        Refused: a run's model makes no picture larger, or as from ``saved``.
+        Refused: a run's model makes no picture larger, or as from ``saved.read``.
     """
     for path in runs:
         found = saved.read(path)

@@ -5,7 +5,7 @@ a folder with config.json and weights. Their norms and attention see the whole i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,23 +72,24 @@ class PublishedAutoencoder(nn.Module):
 
     Args:
         model: AutoencoderKL or AutoencoderTiny.
-        factor: image side / latent side.
+        found: which it is.
     """
 
     is_local, reach = False, MARGIN
 
-    def __init__(self, model: Any, factor: int) -> None:
+    def __init__(self, model: Any, found: Published) -> None:
         super().__init__()
         self.model = model
-        self.factor, self.channels = factor, int(model.config.latent_channels)
+        self.factor, self.channels = found.factor, int(model.config.latent_channels)
+        self.is_tiny = found.kind == "AutoencoderTiny"
 
     def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Give mean and standard deviation of the latents of (b, 3, H, W) images in [-1, 1], in the images' type."""
         with torch.autocast(images.device.type, enabled=False):
             encoded = self.model.encode(images.to(self.model.dtype))
-        if hasattr(encoded, "latent_dist"):
-            return encoded.latent_dist.mean.to(images), encoded.latent_dist.std.to(images)
-        return encoded.latents.to(images), torch.zeros_like(encoded.latents).to(images)
+        if self.is_tiny:
+            return encoded.latents.to(images), torch.zeros_like(encoded.latents).to(images)
+        return encoded.latent_dist.mean.to(images), encoded.latent_dist.std.to(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode (b, c, h, w) latents to (b, 3, H, W), in the latents' type; not clamped."""
@@ -108,7 +109,11 @@ def find(config: PublishedConfig, allow_download: bool) -> Published:
     kind = settings.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise Refused(f"{folder / 'config.json'} is of {kind or 'no class'}, not AutoencoderKL or AutoencoderTiny")
-    widths = settings.get("block_out_channels" if kind == "AutoencoderKL" else "encoder_block_out_channels", (64,) * 4)
+    widths: Sequence[int] = (
+        settings.get("block_out_channels", (64,))
+        if kind == "AutoencoderKL"
+        else settings.get("encoder_block_out_channels", (64,) * 4)
+    )
     return Published(
         files=pretrained.digest([folder / "config.json", *pretrained.files(folder, REMEDY)], None),
         kind=kind,
@@ -130,7 +135,7 @@ def build(config: PublishedConfig, runtime: Runtime) -> Latents:
             f"stage.codec.pretrained={config.pretrained} has other files ({now.files[:16]}) than the run knows "
             f"({config.found.files[:16]}): name the folder that the run knows, or start another run"
         )
-    model = PublishedAutoencoder(_load(_folder(config, runtime.allow_download), config), now.factor)
+    model = PublishedAutoencoder(_load(_folder(config, runtime.allow_download), config), now)
     return Latents(runtime.place(model).eval().requires_grad_(False), now.scale, config.tile)
 
 
@@ -150,7 +155,10 @@ def _scale(settings: Mapping[str, Any], kind: str) -> Statistics:
     std = settings.get("latents_std") or [1.0] * channels
     if not isinstance(factor, int | float) or not math.isfinite(factor) or factor <= 0:
         raise Refused(f"scaling_factor={factor} of the published autoencoder is no positive number")
-    return Statistics(mean=tuple(map(float, mean)), std=tuple(value / factor for value in std), num=0)
+    try:
+        return Statistics(mean=tuple(map(float, mean)), std=tuple(float(value) / factor for value in std), num=0)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"latents_mean={mean} and latents_std={std} of the published autoencoder are no scale") from error
 
 
 def _load(folder: Path, config: PublishedConfig) -> Any:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import fmean, stdev
+
+from lab.errors import NonFinite
 
 Z95 = 1.959963984540054
 
@@ -56,12 +58,15 @@ def mean(values: Sequence[float], unit: str = "") -> Mean:
 
     Raises:
         ValueError: fewer than 2 values say nothing of their spread.
+        NonFinite: a value is infinite or not a number.
 
     Source: Student 1908, Biometrika 6, 1.
     """
     n = len(values)
     if n < 2:
         raise ValueError(f"the interval of a mean needs at least 2 values, not {n}")
+    if not all(map(isfinite, values)):
+        raise NonFinite(f"a mean of {n} values, some of which are not finite, would say nothing")
     from scipy.special import stdtrit
 
     value, half = fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / sqrt(n)

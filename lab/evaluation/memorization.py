@@ -23,7 +23,7 @@ from lab.evaluation.intervals import wilson
 
 NEAR = 0.05  # share of held-out images that counts as near
 LEAST = 40  # held-out images with which two of them are that near
-_ROWS = 256  # of distances held at once
+_ROWS = 256  # images of either side held in full precision at once
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,16 @@ def nearest(images: Tensor, among: Tensor) -> Neighbours:
         raise Refused("no images to look for neighbours among")
     if not (images.isfinite().all() and among.isfinite().all()):
         raise NonFinite("features that are not finite have no neighbours")
-    found = [torch.cdist(rows.double(), among.double()).min(dim=1) for rows in images.split(_ROWS)]
-    return Neighbours(torch.cat([each.values for each in found]), torch.cat([each.indices for each in found]))
+    distances = torch.full((len(images),), torch.inf, dtype=torch.float64)
+    indices = torch.zeros(len(images), dtype=torch.int64)
+    for first, rows in zip(range(0, len(images), _ROWS), images.split(_ROWS), strict=True):
+        wanted = slice(first, first + len(rows))
+        for start, others in zip(range(0, len(among), _ROWS), among.split(_ROWS), strict=True):
+            found = torch.cdist(rows.double(), others.double()).min(dim=1)
+            is_nearer = found.values < distances[wanted]
+            distances[wanted] = torch.where(is_nearer, found.values, distances[wanted])
+            indices[wanted] = torch.where(is_nearer, start + found.indices, indices[wanted])
+    return Neighbours(distances, indices)
 
 
 def memorization(samples: Neighbours, heldout: Neighbours, training: int) -> Memorization:

@@ -90,8 +90,8 @@ def gradients(lines: Lines, clip: float) -> list[Symptom]:
 
 
 def diverging(lines: Lines) -> Symptom | None:
-    """Whether the training loss has risen again."""
-    losses = _column(lines, "train/loss")
+    """Whether the training loss has risen again; of what has a critic, the part without its voice."""
+    losses = _column(lines, "train/pixel") or _column(lines, "train/loss")
     if len(losses) < 4 * SPARE:
         return None
     size = len(losses) // 8
@@ -99,7 +99,7 @@ def diverging(lines: Lines) -> Symptom | None:
     last, lowest = means[-1], min(means)
     told = f"the training loss ends at {last:.3g}, having been {lowest:.3g} (limit {ROSE:g} times)"
     remedy = "lower train.optimizer.rate, lengthen its warm-up, and go back to the checkpoint before the rise"
-    return Symptom("diverging", told, remedy if last > ROSE * lowest else "")
+    return Symptom("diverging", told, remedy if last - lowest > (ROSE - 1) * abs(lowest) else "")
 
 
 def skipping(lines: Lines) -> Symptom | None:
@@ -116,7 +116,8 @@ def skipping(lines: Lines) -> Symptom | None:
 def by_heart(lines: Lines) -> Symptom | None:
     """Whether held-out images have a larger loss than those that are trained on, beyond chance."""
     names = [f"loss/{side}{part}" for side in ("train", "heldout") for part in ("", "/half_width")]
-    measured = [[line[name] or 0.0 for name in names] for line in lines if all(name in line for name in names)]
+    rows = [[line.get(name) for name in names] for line in lines]
+    measured = [[value for value in row if value is not None] for row in rows if None not in row]
     if not measured:
         return None
     train, one, heldout, other = measured[-1]

@@ -72,7 +72,7 @@ def names(found: Sequence[Symptom | None]) -> set[str]:
 def everything(made: DiffusionStage, raw: nn.Module) -> list[Symptom | None]:
     model, given = made.players["model"], batch()
     return [
-        symptoms.of_data(given.images),
+        symptoms.of_data(given.images.min().item(), given.images.max().item(), len(given)),
         symptoms.of_latents(made, given),
         *symptoms.of_settings(made),
         symptoms.of_average(made, model, raw, given),
@@ -89,7 +89,8 @@ def test_a_model_in_order_has_no_finding(trained: TextToImage) -> None:
 
 @pytest.mark.parametrize(("factor", "shift"), [(0.5, 0.5), (127.5, 127.5), (1.05, 0.0)])
 def test_data_out_of_range_is_found(factor: float, shift: float) -> None:
-    assert names([symptoms.of_data(batch().images * factor + shift)]) == {"data out of range"}
+    images = batch().images * factor + shift
+    assert names([symptoms.of_data(images.min().item(), images.max().item(), 32)]) == {"data out of range"}
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(0.18215, 0.0), (5.5, 0.0), (1.0, 0.8)])
@@ -113,7 +114,9 @@ def test_latents_off_scale_are_found(trained: TextToImage, scale: float, shift: 
 @pytest.mark.parametrize("sigma_max", [14.0, 20.0, 45.0])
 def test_signal_at_the_last_step_is_found(trained: TextToImage, sigma_max: float) -> None:
     made = stage(trained, schedule=Karras(sigma_max=sigma_max))
-    assert names(symptoms.of_settings(made)) == {"signal at the last step"}
+    found = symptoms.of_settings(made)
+    assert names(found) == {"signal at the last step"}
+    assert "raise schedule.sigma_max" in found[0].remedy
 
 
 @pytest.mark.parametrize(("drop", "guidance"), [(0, 1.5), (0, 4), (0, 12), (0.6, 1.5), (0.8, 1), (1, 3)])
@@ -168,6 +171,21 @@ def test_text_that_is_not_heard_is_found(born: TextToImage, trained: TextToImage
     elif deaf == "attention":
         model.text.register_forward_hook(lambda _, __, s: TextStates(s.tokens * 0, s.mask, s.pooled * 0))  # type: ignore[attr-defined]
     assert names(symptoms.of_text(stage(model), model, batch())) == {"deaf to text", "deaf to word order"}
+
+
+def test_data_that_says_the_same_of_everything_is_not_asked_whether_it_is_heard(trained: TextToImage) -> None:
+    given = batch()
+    alike = Batch(given.images, ("",) * 32, given.slots, given.ids, given.seed)
+    assert symptoms.of_text(stage(trained), trained, alike) == []
+
+
+def test_a_model_that_is_not_finite_is_never_in_order(trained: TextToImage) -> None:
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        next(model.denoiser.parameters()).fill_(torch.nan)
+    given = batch()
+    found = [symptoms.of_average(stage(model), model, trained, given), *symptoms.of_text(stage(model), model, given)]
+    assert names(found) == {"the average lags", "deaf to text"}
 
 
 @pytest.mark.parametrize(("scale", "contrast"), [(0.0, 1), (0.2, 1), (0.4, 1), (1.0, 0.5), (1.0, 0.1), (10, 0.5)])

@@ -1,5 +1,6 @@
 """Finished tensors on disk: exact, safe against torn files and other processes, and they load nothing."""
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lab.cache import SHARD, TensorCache
@@ -134,6 +136,19 @@ def test_a_spoilt_shard_is_named_and_its_captions_are_encoded_again(
     assert frozen(folder, cache).encodings.fill(CAPTIONS) == 0
 
 
+def test_a_shard_of_an_earlier_version_is_removed_and_what_it_held_computed_again(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path)
+    cache.add(entries("a", "b c"))
+    cache.flush()
+    (path,) = shards(tmp_path)
+    tensors = load_file(path)
+    data = save({"tokens" if name == "rows" else name: value for name, value in tensors.items()})
+    path.unlink()
+    (tmp_path / f"{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
+    assert len(TensorCache(tmp_path)) == 0
+    assert shards(tmp_path) == []
+
+
 class Malicious:
     """Makes a file when it is unpickled."""
 
@@ -156,8 +171,6 @@ def test_a_file_that_is_no_shard_is_refused_and_not_run(encoder_folder: Folder, 
 
 
 def test_a_pickle_with_the_name_of_a_shard_is_removed_and_not_run(tmp_path: Path) -> None:
-    import hashlib
-
     data = pickle.dumps(Malicious(tmp_path / "flag"))
     path = tmp_path / "c" / f"{hashlib.sha256(data).hexdigest()}.safetensors"
     path.parent.mkdir()

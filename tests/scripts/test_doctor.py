@@ -18,7 +18,7 @@ def test_a_fault_is_told_with_its_remedy(script: Scripts, tmp_path: Path) -> Non
     assert "null condition" in ill
     assert {"data out of range", "signal at the last step", "the average lags"}.isdisjoint(ill)
     assert done.out.count("FINDING") == done.out.count("remedy: ") == len(ill)
-    assert "remedy: the null condition was never trained: set sampling.guidance=1" in done.out
+    assert "remedy: the null condition was never trained: take --guidance 1" in done.out
     assert done.out.count("ok  ") == len(told) - len(ill)
     assert done.out.splitlines()[-1] == f"{len(ill)} findings in {len(told)} checks"
     assert differences(run, tmp_path / "other") == set()
@@ -29,6 +29,15 @@ def test_the_record_alone_is_looked_at_without_the_model(script: Scripts, refere
     assert done.code == 0, done.err
     assert "starving" in done.out
     assert "deaf" not in done.out
+
+
+def test_what_draws_nothing_has_its_record_looked_at(script: Scripts, tmp_path: Path) -> None:
+    run = tmp_path / "vae"
+    assert script("train", TINY.with_name("tiny_vae.yaml"), "train.preview_every=0", "--run", run).code == 0
+    done = script("doctor", run)
+    assert (done.code, "trains an autoencoder" in done.err, "--record" in done.err) == (2, True, True)
+    done = script("doctor", run, "--record")
+    assert (done.code, "vanishing gradients" in done.out) == (0, True)
 
 
 def test_what_is_no_run_is_refused(script: Scripts, tmp_path: Path) -> None:

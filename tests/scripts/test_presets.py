@@ -15,7 +15,7 @@ from lab.runtime import RuntimeConfig
 from lab.text import selection
 from lab.text.frozen import PretrainedConfig
 from lab.text.weights import Identity
-from scripts import assemble, experiments
+from scripts import assemble, experiments, latent
 from scripts.experiments import AnyExperiment
 from superres.stage import GrownConfig
 from tests.faults import ROOT, Scripts
@@ -61,7 +61,7 @@ def test_a_preset_builds_a_network_for_its_images(preset: Path, monkeypatch: pyt
     text = selection.complete(text, None, lambda: ["a red fox"], allow_download=False)
     runtime = runtimes.start(RuntimeConfig(device="cpu", precision="fp32", channels_last=False))
     if getattr(experiment.stage, "codec", PixelsConfig()) != PixelsConfig():  # the autoencoder is not here
-        monkeypatch.setattr(assemble, "codec", lambda *_: SimpleNamespace(channels=4, factor=8))
+        monkeypatch.setattr(latent, "codec", lambda *_: SimpleNamespace(channels=4, factor=8))
     with torch.device("meta"):
         stage = assemble.stage(experiment.model_copy(update={"text": text}), runtime)
         model = stage.players["model"]

@@ -109,7 +109,7 @@ def test_a_run_begins_with_the_weights_of_another(script: Scripts, reference: Pa
         ("train", ("data.size=18",), "data.size=18 is not divisible by 8"),
         ("train", ("evaluate.every_steps=2",), "an autoencoder obeys no prompts: set evaluate.every_steps=0"),
         ("train", ("stage.autoencoder.patch=3",), "stage.autoencoder: patch 3 and 2 widths make"),
-        ("train", ("stage.kind=gan",), "stage: unknown kind 'gan'; choose one of diffusion, vae"),
+        ("train", ("stage.kind=gan",), "stage: unknown kind 'gan'; choose one of diffusion, grown, vae, fast"),
         ("train", ("stage.loss.pixels=l2",), "did you mean stage.loss.pixel?"),
         ("sample", ("a red circle",), "trains an autoencoder, which draws nothing from prompts"),
         ("evaluate", ("--steps", 3, "--no-distances"), "--steps is for runs that draw from prompts"),

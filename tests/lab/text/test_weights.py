@@ -20,7 +20,7 @@ from lab.text import clip, selection, weights
 from lab.text.auto import AutoConfig
 from lab.text.concat import ConcatConfig
 from lab.text.weights import Identity
-from tests.lab.text.test_cache import Malicious
+from tests.lab.test_cache import Malicious
 
 Folder = Callable[[str], Path]
 

@@ -95,9 +95,9 @@ def test_changed_data_is_refused_and_moved_data_is_not(script: Scripts, tmp_path
     assert done.code == 0, done.err
 
 
-def test_what_needs_the_verifier_of_the_shapes_is_refused(script: Scripts, tmp_path: Path) -> None:
+def test_best_of_needs_the_verifier_of_the_shapes(script: Scripts, tmp_path: Path) -> None:
     folder, run = make(tmp_path / "data", NUM), tmp_path / "run"
     assert script("train", TINY, *words(folder), "train.steps=2", "--run", run).code == 0
-    done = script("evaluate", run, "--num", "2", "--no-distances")
-    assert (done.code, "has data.kind=folder: prompt accuracy" in done.err) == (2, True)
+    done = script("evaluate", run, "--best-of", "1,2")
+    assert (done.code, "the verifier of data.kind=shapes, and this run's data is another" in done.err) == (2, True)
     assert script("sample", run, "number 3", "--out", tmp_path / "out").code == 0
