@@ -58,6 +58,13 @@ def test_a_latent_run_is_trained_resumed_and_drawn_from(script: Scripts, preset:
     assert read_image(picture).shape == (3, 16, 16)
 
 
+def test_a_latent_run_starts_from_the_weights_of_another(script: Scripts, preset: Path, tmp_path: Path) -> None:
+    assert script("train", preset, "train.steps=2", "train.preview_every=0", "--run", tmp_path / "first").code == 0
+    words = ("train.steps=1", "train.preview_every=0", f"train.init_from={tmp_path / 'first'}")
+    done = script("train", preset, *words, "--run", tmp_path / "second")
+    assert done.code == 0, done.err
+
+
 def test_the_scale_of_latents_is_measured_once_and_stands_in_both_runs(
     script: Scripts, preset: Path, tmp_path: Path
 ) -> None:

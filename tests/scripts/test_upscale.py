@@ -175,3 +175,13 @@ def test_a_drawn_picture_passes_it_as_its_file_would(
     assert done.code == 0, done.err
     enlarged = {to_uint8(read_image(path)).numpy().tobytes() for path in (tmp_path / "files").rglob("*.png")}
     assert {to_uint8(read_image(path)).numpy().tobytes() for path in large} <= enlarged
+
+
+def test_the_best_of_several_passes_it_too(script: Scripts, run: Path, reference: Path, tmp_path: Path) -> None:
+    words = ("sample", reference, "a red circle", "--best-of", 2, "--upscale", run, "--out", tmp_path)
+    done = script(*words)
+    assert done.code == 0, done.err
+    (picture,) = (path for path in tmp_path.glob("*.png") if "grid" not in path.name)
+    side = 16 * saved.read(run).experiment.stage.decoder.factor  # type: ignore[union-attr]
+    assert read_image(picture).shape == (3, side, side)
+    assert script("sample", reference, "a red circle", "--reject", "2:0.5", "--out", tmp_path).code == 2

@@ -9,12 +9,17 @@ from signal import SIGKILL
 import pytest
 import yaml
 
+from diffusion.stage import DiffusionConfig
 from lab.config import load
+from lab.errors import Refused
 from lab.images import read_image
 from lab.training import checkpoint
+from scripts import growing
 from scripts.experiments import AnyExperiment
 from tests.faults import TINY, TINY_VAE, Scripts, signal_at
 from tests.lab.training.test_resume import differences, spoil
+from vae.latent import LatentsConfig
+from vae.published import PublishedConfig
 
 SAMPLING = {"steps": 3, "chunk": 4, "guidance": 2}
 
@@ -218,3 +223,15 @@ def test_a_source_of_another_kind_is_refused(
     done = script("train", preset(copied, 32, tmp_path / "grown.yaml"), "--run", tmp_path / "run")
     assert done.code == 2
     assert answer in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "codec", [PublishedConfig(pretrained="theirs"), LatentsConfig(run="ours")], ids=lambda c: c.kind
+)
+def test_a_source_on_latents_of_any_kind_does_not_grow(codec: PublishedConfig | LatentsConfig) -> None:
+    source = load(TINY, [], AnyExperiment)
+    assert isinstance(source.stage, DiffusionConfig)
+    growing.check(source, Path("source"))
+    latent = source.model_copy(update={"stage": source.stage.model_copy(update={"codec": codec})})
+    with pytest.raises(Refused, match="means of latents are no latents"):
+        growing.check(latent, Path("source"))
