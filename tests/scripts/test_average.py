@@ -60,6 +60,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return sum((one[key] - other[key]).double().square().sum().item() for key in other) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", OTHERS)
 def test_a_made_average_is_within_1_percent_of_the_tracked_one(
     script: Scripts, run: Path, tracked: dict[str, dict[str, torch.Tensor]], tmp_path: Path, length: float

@@ -453,6 +453,7 @@ def test_slow_data_shows_in_the_speed_of_training_and_in_its_parts(tmp_path: Pat
     assert sum(shares.values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_what_a_text_cache_saves_is_told(
     tmp_path: Path,
     encoder_folder: Callable[[str], Path],

@@ -362,7 +362,7 @@ def words(web: Web, cache: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_that_was_killed_goes_on_bit_for_bit_elsewhere(
     script: Scripts, tmp_path: Path, web: Web, workers: int
 ) -> None:

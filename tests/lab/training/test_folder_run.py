@@ -39,7 +39,7 @@ def quarantined(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(script: Scripts, tmp_path: Path, workers: int) -> None:
     folder = spoilt(tmp_path / "data", 3)
     command = ("train", TINY, *words(folder), f"train.workers={workers}", "--run")

@@ -178,6 +178,7 @@ def test_shards_make_the_same_run_and_any_number_of_processes_goes_on_with_it(sc
     assert [[path.name for path in each] for each in pictures] == [["samples-00000002.png", "samples-00000004.png"]] * 2
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_the_shards_of_two(script: Scripts, tmp_path: Path) -> None:
     sharded = ("train.preview_every=0", *SHARDED)
     assert script("train", TINY, *sharded, tmp_path / "one").code == 0

@@ -158,8 +158,8 @@ def kept(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "places",
     [
-        [("tensors", 2), ("after_tensors", 3), ("after_state", 5)],
-        [("after_manifest", 4), ("before_rename", 1), ("after_rename", 2)],
+        pytest.param([("tensors", 2), ("after_tensors", 3), ("after_state", 5)], marks=pytest.mark.slow),
+        pytest.param([("after_manifest", 4), ("before_rename", 1), ("after_rename", 2)], marks=pytest.mark.slow),
         [("loss", 8), ("before_retention", 3), ("loss", 5)],
     ],
     ids=lambda places: "-".join(name for name, _ in places),
