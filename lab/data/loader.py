@@ -106,6 +106,9 @@ class Loader:
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_outlive_signals,
         )
+        if self.workers:  # a collection would write to every page that workers share with this process, and so copy it
+            gc.collect()
+            gc.freeze()
         others = set(active_children())
         batches = iter(loader)
         workers = set(active_children()) - others
@@ -116,6 +119,7 @@ class Loader:
         finally:
             if workers:
                 _kill(workers)
+                gc.unfreeze()
 
     def batch(self, slots: Sequence[int]) -> Batch:
         """Give the batch of these slots."""
