@@ -197,6 +197,8 @@ def _picture(recipe: Mapping[str, Any]) -> Picture:
 def sample(selector: Selector, requests: Sequence[Request], num: int, out: Path) -> tuple[list[Picture], str]:
     """Give the best pictures, and a line that says what they cost; with half the chunk where memory runs out.
 
+    They are saved every ``PROMPTS_AT_ONCE`` prompts, and not drawn again after a kill.
+
     Raises:
         Refused: as from ``Plan.check`` and ``judged_by``, or fewer candidates than pictures.
     """
@@ -207,7 +209,8 @@ def sample(selector: Selector, requests: Sequence[Request], num: int, out: Path)
     judged_by(plan.scorer, [request.prompt for request in requests])
 
     def keep(sampling: SamplingConfig) -> list[Picture]:
-        return replace(selector, sampling=sampling).keep(requests, num, out)
+        own, starts = replace(selector, sampling=sampling), range(0, len(requests), PROMPTS_AT_ONCE)
+        return [each for start in starts for each in own.keep(requests[start : start + PROMPTS_AT_ONCE], num, out)]
 
     pictures = within_memory(keep, selector.sampling)
     made, whole = cost(plan.n, steps, plan.rounds), plan.n * steps

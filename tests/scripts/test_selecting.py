@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.pipeline import Request
 from lab.errors import Refused
-from lab.evaluation.best_of_n import Round
+from lab.evaluation.best_of_n import Round, Selection
 from lab.evaluation.prompt_accuracy import Verdict
 from lab.images import from_uint8, read_image, read_metadata, to_uint8
 from scripts import drawing, selecting
@@ -60,6 +60,28 @@ def test_the_curve_is_brute_force(selector: Selector, tmp_path: Path) -> None:
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert selecting.quality(selector, prompts, [1, 2, 8], tmp_path) == found
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+
+
+def test_what_was_selected_before_an_interruption_is_kept(
+    selector: Selector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, honest = [Request(PROMPT), Request(OTHER)], Selector.draw
+    asked: list[str] = []
+
+    def draw(self: Selector, wanted: list[Request]) -> list[Selection]:
+        asked.extend(request.prompt for request in wanted)
+        if asked == [PROMPT, OTHER]:
+            raise KeyboardInterrupt
+        return honest(self, wanted)
+
+    monkeypatch.setattr(selecting, "PROMPTS_AT_ONCE", 1)
+    monkeypatch.setattr(Selector, "draw", draw)
+    with pytest.raises(KeyboardInterrupt):
+        selecting.sample(selector, requests, 1, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    pictures, _ = selecting.sample(selector, requests, 1, tmp_path)
+    assert asked == [PROMPT, OTHER, OTHER]
+    assert [picture.request.prompt for picture in pictures] == [PROMPT, OTHER]
 
 
 def test_the_best_are_kept_with_all_scores(selector: Selector, tmp_path: Path) -> None:
