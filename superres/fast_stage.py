@@ -21,7 +21,6 @@ from lab.runtime import Runtime
 from superres import fast
 from superres.degrade import AnyDegradation, Bicubic, degrade
 from superres.fast import FastConfig
-from vae import critic
 from vae.critic import Contest, CriticConfig
 from vae.loss import LossConfig, psnr
 
@@ -65,7 +64,7 @@ class FastStage:
 
     Attributes:
         players: "model", the decoder, and maybe "critic".
-        memory: "step", the steps made, and what the contest with the critic remembers.
+        memory: what the contest with the critic remembers.
     """
 
     def __init__(
@@ -79,15 +78,12 @@ class FastStage:
         assert (perceptual is None) == (config.loss.perceptual is None)
         self.config, self.seed, self.runtime = config, seed, runtime
         self.perceptual, self.originals = perceptual, originals
-        self.players: MutableMapping[str, nn.Module] = {"model": fast.build(config.decoder, seed)}
-        self.contest: Contest | None = None
-        if config.critic is not None:
-            self.players["critic"] = critic.build(config.critic, seed)
-            self.contest = Contest(config.critic)
-        self.memory: Mapping[str, Tensor] = {
-            "step": torch.zeros((), dtype=torch.int64),
-            **(self.contest.memory if self.contest else {}),
+        self.contest = Contest(config.critic, seed)
+        self.players: MutableMapping[str, nn.Module] = {
+            "model": fast.build(config.decoder, seed),
+            **self.contest.players,
         }
+        self.memory = self.contest.memory
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give a player's loss of each sample (b,), and its parts; before the critic's first step it rests."""
@@ -95,10 +91,8 @@ class FastStage:
         return self._model_loss(large, small) if player == "model" else self._critic_loss(large, small)
 
     def after_step(self, samples: Mapping[str, Tensor]) -> None:
-        """Let the contest learn from the step, and count it."""
-        if self.contest is not None and self._critic is not None:
-            self.contest.learn(samples)
-        self.memory["step"].add_(1)
+        """Let the contest learn from the step."""
+        self.contest.learn(samples)
 
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         """Show the bicubic enlargement, what the decoder makes, and the original, side by side."""
@@ -116,12 +110,6 @@ class FastStage:
         """Draw nothing."""
         return {}
 
-    @property
-    def _critic(self) -> nn.Module | None:
-        """The critic, if there is one and it speaks in this step."""
-        config = self.config.critic
-        return self.players["critic"] if config and self.memory["step"].item() >= config.start_step else None
-
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Give large pictures, perhaps parts of them, and the small ones made from them; both by slot."""
         config, large = self.config, batch.images
@@ -138,19 +126,11 @@ class FastStage:
         losses, metrics = self.config.loss(made, large, self.perceptual)
         enlarged = bicubic(small, (large.shape[2], large.shape[3]))
         metrics["above_bicubic"] = metrics["psnr"] - psnr(enlarged, large)
-        if self.contest is not None:
-            voice, said = self.contest.voice(self._critic, losses, made)
-            losses, metrics = losses + voice, metrics | said
-        return losses, metrics
+        losses, said = self.contest.heard(self.players, losses, made)
+        return losses, metrics | said
 
     def _critic_loss(self, large: Tensor, small: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        assert self.contest is not None
-        if self._critic is None:
-            nothing = large.new_zeros(len(large))
-            return nothing, {"real": nothing, "fake": nothing}
-        with torch.no_grad():
-            made = self.players["model"](small)
-        return self.contest.critic_loss(self._critic, large, made)
+        return self.contest.critic_loss(self.players, large, lambda: self.players["model"](small))
 
 
 def _part(image: Tensor, side: int, shares: Sequence[float]) -> Tensor:

@@ -9,7 +9,7 @@ stage's memory.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -79,14 +79,16 @@ def build(config: CriticConfig, seed: int) -> Critic:
 
 
 class Contest:
-    """What the two players' contest remembers of the step before.
+    """What a player of the name "critic" and the model that it judges have to do with each other; perhaps nothing.
 
     Args:
-        config: when and how loudly the critic speaks.
+        config: when and how loudly the critic speaks; ``None`` where there is none, and nothing is added to any loss.
+        seed: the run's, for the critic's initial weights.
 
     Attributes:
-        memory: all that it knows, float64: "weight" of the critic's voice (0 before its gradient was seen), "real" and
-            "fake", the running means of what the critic says.
+        players: "critic", new, or nothing.
+        memory: all that is known of the steps before: "step", how many there were, and with a critic, in float64,
+            "weight" of its voice (0 before its gradient was seen), "real" and "fake", running means of what it says.
 
     Source: Esser et al. 2021, arXiv:2012.09841, eq. 7, for the adaptive weight; with respect to the output rather than
     the last layer as in Défossez et al. 2022, arXiv:2210.13438, sec. 3.4, which makes it a sum over samples. Tseng et
@@ -95,43 +97,68 @@ class Contest:
 
     decay = 0.99
 
-    def __init__(self, config: CriticConfig) -> None:
+    def __init__(self, config: CriticConfig | None, seed: int) -> None:
         self.config = config
+        self.players: dict[str, nn.Module] = {"critic": build(config, seed)} if config else {}
+        known = ("weight", "real", "fake") if config else ()
         self.memory: Mapping[str, Tensor] = {
-            name: torch.zeros((), dtype=torch.float64) for name in ("weight", "real", "fake")
+            "step": torch.zeros((), dtype=torch.int64),
+            **{name: torch.zeros((), dtype=torch.float64) for name in known},
         }
+
+    @property
+    def step(self) -> int:
+        """How many steps were made."""
+        return int(self.memory["step"].item())
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is a critic, and it is heard in this step."""
+        return self.config is not None and self.step >= self.config.start_step
 
     @property
     def weight(self) -> float:
         """Of the critic's voice in this step."""
+        if self.config is None:
+            return 0.0
         return self.config.weight * (self.memory["weight"].item() if self.config.adaptive else 1.0)
 
-    def voice(
-        self, critic: nn.Module | None, losses: Tensor, reconstructions: Tensor
+    def heard(
+        self, players: Mapping[str, nn.Module], losses: Tensor, reconstructions: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give what the critic adds to the autoencoder's loss (b,), and metrics.
+        """Give the model's losses (b,) with what the critic says, and metrics of it.
 
         Args:
-            critic: judges; ``None`` before its first step.
+            players: as they are now, the critic among them, if there is one.
             losses: (b,), of the reconstructions alone.
             reconstructions: (b, 3, H, W), with a gradient.
         """
-        voice = -critic(reconstructions).mean(dim=1) if critic else torch.zeros_like(losses)
+        if self.config is None:
+            return losses, {}
+        voice = -players["critic"](reconstructions).mean(dim=1) if self.speaks else torch.zeros_like(losses)
         metrics = {"voice": voice, "critic_weight": torch.full_like(losses, self.weight)}
         if self.config.adaptive:
             metrics |= {"pull_pixels": pull(losses, reconstructions), "pull_critic": pull(voice, reconstructions)}
-        return self.weight * voice, metrics
+        return losses + self.weight * voice, metrics
 
     def critic_loss(
-        self, critic: nn.Module, images: Tensor, reconstructions: Tensor
+        self, players: Mapping[str, nn.Module], images: Tensor, reconstruct: Callable[[], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Give the critic's loss (b,) and metrics, among them "real" and "fake": what it says of both.
 
         Args:
-            critic: judges.
-            images, reconstructions: (b, 3, H, W); the latter without a gradient.
+            players: as they are now.
+            images: (b, 3, H, W).
+            reconstruct: makes what the model makes of them; called without gradients, and not before the critic's first
+                step: until then it rests, at a loss of 0.
         """
-        config = self.config
+        assert self.config is not None
+        if not self.speaks:
+            nothing = images.new_zeros(len(images))
+            return nothing, {"real": nothing, "fake": nothing}
+        with torch.no_grad():
+            reconstructions = reconstruct()
+        config, critic = self.config, players["critic"]
         images = images.detach().requires_grad_(config.r1 > 0)
         with torch.set_grad_enabled(torch.is_grad_enabled() or config.r1 > 0):
             real, fake = critic(images), critic(reconstructions)
@@ -145,14 +172,19 @@ class Contest:
         return losses + config.lecam * metrics["lecam"], metrics
 
     def learn(self, samples: Mapping[str, Tensor]) -> None:
-        """Take in a step in which the critic spoke.
+        """Take in a step, and count it.
 
         Args:
-            samples: of all its samples: "critic/real", "critic/fake", and where the weight is adaptive "pull_pixels"
-                and "pull_critic", the squared gradients of both parts of the autoencoder's loss with respect to the
-                reconstruction.
+            samples: of all its samples, where the critic spoke: "critic/real", "critic/fake", and where the weight is
+                adaptive "pull_pixels" and "pull_critic", the squared gradients of both parts of the model's loss with
+                respect to the reconstruction.
         """
-        if self.config.adaptive:
+        if self.config is not None and self.speaks:
+            self._learn(samples, self.config.adaptive)
+        self.memory["step"].add_(1)
+
+    def _learn(self, samples: Mapping[str, Tensor], adaptive: bool) -> None:
+        if adaptive:
             pixels, voice = (samples[f"pull_{name}"].double().sum() for name in ("pixels", "critic"))
             self.memory["weight"].copy_((pixels / voice.clamp(min=1e-24)).sqrt().clamp(max=LARGEST_WEIGHT))
         for name in ("real", "fake"):

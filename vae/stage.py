@@ -12,7 +12,7 @@ from lab.data.loader import Batch
 from lab.evaluation.perceptual import Perceptual
 from lab.randomness import key, normal
 from lab.runtime import Runtime
-from vae import autoencoder, critic
+from vae import autoencoder
 from vae.autoencoder import Autoencoder, AutoencoderConfig
 from vae.critic import Contest, CriticConfig
 from vae.loss import LossConfig, halved
@@ -47,7 +47,7 @@ class AutoencoderStage:
 
     Attributes:
         players: "model", the autoencoder, and maybe "critic".
-        memory: "step", the steps made, and what the contest with the critic remembers.
+        memory: what the contest with the critic remembers.
     """
 
     def __init__(
@@ -61,29 +61,23 @@ class AutoencoderStage:
         assert (perceptual is None) == (config.loss.perceptual is None)
         self.config, self.seed, self.runtime = config, seed, runtime
         self.perceptual, self.originals = perceptual, originals
-        self.players: MutableMapping[str, nn.Module] = {"model": autoencoder.build(config.autoencoder, seed)}
-        self.contest: Contest | None = None
-        if config.critic is not None:
-            self.players["critic"] = critic.build(config.critic, seed)
-            self.contest = Contest(config.critic)
-        self.memory: Mapping[str, Tensor] = {
-            "step": torch.zeros((), dtype=torch.int64),
-            **(self.contest.memory if self.contest else {}),
+        self.contest = Contest(config.critic, seed)
+        self.players: MutableMapping[str, nn.Module] = {
+            "model": autoencoder.build(config.autoencoder, seed),
+            **self.contest.players,
         }
+        self.memory = self.contest.memory
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give a player's loss of each sample (b,), and its parts; before the critic's first step it rests."""
         return self._model_loss(batch) if player == "model" else self._critic_loss(batch)
 
     def after_step(self, samples: Mapping[str, Tensor]) -> None:
-        """Let the codebook and the contest learn from the step, and count it."""
-        step = int(self.memory["step"].item())
+        """Let the codebook and the contest learn from the step."""
         codebook = self._model.latent
         if isinstance(codebook, Codebook):
-            codebook.learn(samples["vectors"].flatten(0, 1), key(self.seed, "revival", step))
-        if self.contest is not None and self._critic is not None:
-            self.contest.learn(samples)
-        self.memory["step"].add_(1)
+            codebook.learn(samples["vectors"].flatten(0, 1), key(self.seed, "revival", self.contest.step))
+        self.contest.learn(samples)
 
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         """Show original, reconstruction (of the latent's mean) and their difference, on grey, side by side."""
@@ -113,12 +107,6 @@ class AutoencoderStage:
         assert isinstance(model, Autoencoder)
         return model
 
-    @property
-    def _critic(self) -> nn.Module | None:
-        """The critic, if there is one and it speaks in this step."""
-        config = self.config.critic
-        return self.players["critic"] if config and self.memory["step"].item() >= config.start_step else None
-
     def _reconstruct(self, batch: Batch) -> tuple[Tensor, Posterior, Tensor]:
         """Give the reconstructions of a batch, the posterior, and the latents that were drawn from it by slot."""
         images, config = batch.images, self.config.autoencoder
@@ -131,10 +119,8 @@ class AutoencoderStage:
         config, images = self.config.loss, batch.images
         reconstructions, posterior, latents = self._reconstruct(batch)
         losses, metrics = config(reconstructions, images, self.perceptual)
-        metrics |= posterior.metrics
-        if self.contest is not None:
-            voice, said = self.contest.voice(self._critic, losses, reconstructions)
-            losses, metrics = losses + voice, metrics | said
+        losses, said = self.contest.heard(self.players, losses, reconstructions)
+        metrics |= {**posterior.metrics, **said}
         if config.equivariance:
             small = self._model.decode(halved(latents)).to(images.dtype)
             metrics["equivariance"] = config.error(small, halved(images))
@@ -142,10 +128,4 @@ class AutoencoderStage:
         return losses + posterior.penalty, metrics
 
     def _critic_loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        assert self.contest is not None
-        if self._critic is None:
-            nothing = batch.images.new_zeros(len(batch))
-            return nothing, {"real": nothing, "fake": nothing}
-        with torch.no_grad():
-            reconstructions, _, _ = self._reconstruct(batch)
-        return self.contest.critic_loss(self._critic, batch.images, reconstructions)
+        return self.contest.critic_loss(self.players, batch.images, lambda: self._reconstruct(batch)[0])

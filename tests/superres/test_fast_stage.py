@@ -60,7 +60,6 @@ def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path) -> None:
     for micro_batch in (8, 4, 3):
         made = stage(loss=LossConfig(perceptual=Lite0(weight=0.5)))
         trained(tmp_path / str(micro_batch), made, micro_batch)
-        assert made.contest is not None
         assert made.contest.weight > 0
         ends.append(({name: player.state_dict() for name, player in made.players.items()}, dict(made.memory)))
     for end in ends[1:]:

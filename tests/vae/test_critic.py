@@ -26,7 +26,7 @@ IMAGES, RECONSTRUCTIONS = drawn(3, 3, 4, 4), drawn(3, 3, 4, 4, seed=1)
 
 
 def contest(**settings: object) -> Contest:
-    made = Contest(CriticConfig(**settings))
+    made = Contest(CriticConfig(**settings), seed=0)
     made.memory["real"].fill_(0.4)
     made.memory["fake"].fill_(-0.3)
     return made
@@ -34,7 +34,7 @@ def contest(**settings: object) -> Contest:
 
 def test_the_hinge_loss_is_written_out() -> None:
     critic = Linear()
-    losses, metrics = contest(lecam=0.0).critic_loss(critic, IMAGES, RECONSTRUCTIONS)
+    losses, metrics = contest(lecam=0.0).critic_loss({"critic": critic}, IMAGES, lambda: RECONSTRUCTIONS)
     for i in range(3):
         real, fake = critic(IMAGES[i : i + 1])[0].tolist(), critic(RECONSTRUCTIONS[i : i + 1])[0].tolist()
         hinge = sum(max(0, 1 - r) + max(0, 1 + f) for r, f in zip(real, fake, strict=True)) / 4
@@ -45,22 +45,24 @@ def test_the_hinge_loss_is_written_out() -> None:
 
 def test_lecam_pulls_towards_the_other_side_s_running_mean() -> None:
     critic = Linear()
-    plain, _ = contest(lecam=0.0).critic_loss(critic, IMAGES, RECONSTRUCTIONS)
-    losses, _ = contest(lecam=0.2).critic_loss(critic, IMAGES, RECONSTRUCTIONS)
+    plain, _ = contest(lecam=0.0).critic_loss({"critic": critic}, IMAGES, lambda: RECONSTRUCTIONS)
+    losses, _ = contest(lecam=0.2).critic_loss({"critic": critic}, IMAGES, lambda: RECONSTRUCTIONS)
     anchors = (critic(IMAGES) + 0.3).square().mean(dim=1) + (critic(RECONSTRUCTIONS) - 0.4).square().mean(dim=1)
     torch.testing.assert_close(losses - plain, 0.2 * anchors)
 
 
 def test_r1_is_half_the_squared_gradient_at_the_images_and_has_a_gradient_itself() -> None:
     critic = Linear()
-    plain, _ = contest(lecam=0.0).critic_loss(critic, IMAGES, RECONSTRUCTIONS)
-    losses, metrics = contest(lecam=0.0, r1=3.0).critic_loss(critic, IMAGES, RECONSTRUCTIONS)
+    plain, _ = contest(lecam=0.0).critic_loss({"critic": critic}, IMAGES, lambda: RECONSTRUCTIONS)
+    losses, metrics = contest(lecam=0.0, r1=3.0).critic_loss({"critic": critic}, IMAGES, lambda: RECONSTRUCTIONS)
     slope = critic.weight.mean(dim=0)
     torch.testing.assert_close(losses - plain, (1.5 * slope.square().sum()).expand(3))
     (found,) = torch.autograd.grad(metrics["r1"].sum(), critic.weight)
     torch.testing.assert_close(found, (3 * slope).expand(2, -1).detach())
     with torch.no_grad():  # as when a loss that is not finite is explained
-        torch.testing.assert_close(contest(lecam=0.0, r1=3.0).critic_loss(critic, IMAGES, RECONSTRUCTIONS)[0], losses)
+        torch.testing.assert_close(
+            contest(lecam=0.0, r1=3.0).critic_loss({"critic": critic}, IMAGES, lambda: RECONSTRUCTIONS)[0], losses
+        )
 
 
 def test_the_pull_is_the_squared_gradient_at_the_reconstruction() -> None:
@@ -72,13 +74,14 @@ def test_the_pull_is_the_squared_gradient_at_the_reconstruction() -> None:
 
 
 def test_the_voice_weighs_what_makes_both_pulls_equal_in_the_step_before() -> None:
-    critic, made = Linear(), Contest(CriticConfig(weight=0.7))
+    critic, made = Linear(), Contest(CriticConfig(weight=0.7), seed=0)
     reconstructions = RECONSTRUCTIONS.clone().requires_grad_()
     losses = (reconstructions - IMAGES).abs().flatten(1).mean(dim=1)
-    voice, metrics = made.voice(critic, losses, reconstructions)
-    assert not voice.any()  # nothing is known yet
+    heard, metrics = made.heard({"critic": critic}, losses, reconstructions)
+    torch.testing.assert_close(heard, losses)  # nothing is known yet
     made.learn({**metrics, "critic/real": torch.ones(3), "critic/fake": -torch.ones(3)})
-    voice, _ = made.voice(critic, losses, reconstructions)
+    heard, _ = made.heard({"critic": critic}, losses, reconstructions)
+    voice = heard - losses
     pulls = [torch.autograd.grad(x.sum(), reconstructions, retain_graph=True)[0].norm() for x in (losses, voice)]
     torch.testing.assert_close(pulls[1], 0.7 * pulls[0])
     torch.testing.assert_close(made.memory["real"].item(), 0.01)
@@ -86,16 +89,44 @@ def test_the_voice_weighs_what_makes_both_pulls_equal_in_the_step_before() -> No
 
 
 def test_a_weight_that_is_not_adaptive_stays() -> None:
-    critic, made = Linear(), Contest(CriticConfig(weight=0.7, adaptive=False))
-    voice, metrics = made.voice(critic, torch.zeros(3), RECONSTRUCTIONS)
+    critic, made = Linear(), Contest(CriticConfig(weight=0.7, adaptive=False), seed=0)
+    voice, metrics = made.heard({"critic": critic}, torch.zeros(3), RECONSTRUCTIONS)
     torch.testing.assert_close(voice, -0.7 * critic(RECONSTRUCTIONS).mean(dim=1))
     assert "pull_critic" not in metrics
     made.learn({"critic/real": torch.ones(3), "critic/fake": torch.zeros(3)})
     assert made.weight == 0.7
 
 
+def test_before_its_first_step_the_critic_rests_and_is_not_heard() -> None:
+    critic, made = Linear(), Contest(CriticConfig(start_step=1, adaptive=False), seed=0)
+
+    def reconstruct() -> Tensor:
+        raise AssertionError("nothing is to be reconstructed for a critic that rests")
+
+    losses, metrics = made.critic_loss({"critic": critic}, IMAGES, reconstruct)
+    assert not losses.any()
+    assert not metrics["real"].any()
+    heard, _ = made.heard({"critic": critic}, torch.ones(3), RECONSTRUCTIONS)
+    torch.testing.assert_close(heard, torch.ones(3))
+    made.learn({"critic/real": torch.ones(3), "critic/fake": torch.ones(3)})
+    assert made.memory["real"] == 0  # what a resting critic says is not taken in
+    assert made.speaks
+    heard, _ = made.heard({"critic": critic}, torch.ones(3), RECONSTRUCTIONS)
+    assert not torch.equal(heard, torch.ones(3))
+
+
+def test_without_a_critic_nothing_is_added_and_steps_are_counted() -> None:
+    made = Contest(None, seed=0)
+    losses, metrics = made.heard({}, torch.ones(3), RECONSTRUCTIONS)
+    torch.testing.assert_close(losses, torch.ones(3))
+    assert metrics == {}
+    made.learn({})
+    assert {name: value.item() for name, value in made.memory.items()} == {"step": 1}
+    assert not made.players
+
+
 def test_the_weight_has_a_limit() -> None:
-    made = Contest(CriticConfig(weight=1.0))
+    made = Contest(CriticConfig(weight=1.0), seed=0)
     silent = torch.zeros(3)
     made.learn({"pull_pixels": silent + 1, "pull_critic": silent, "critic/real": silent, "critic/fake": silent})
     assert made.weight == LARGEST_WEIGHT

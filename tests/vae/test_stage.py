@@ -80,7 +80,6 @@ def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path, make: Call
     for micro_batch in (8, 4, 3):
         made = make()
         trained(tmp_path / str(micro_batch), made, micro_batch)
-        assert made.contest is not None
         assert made.contest.weight > 0
         weights = {name: player.state_dict() for name, player in made.players.items()}
         ends.append((weights, dict(made.memory)))
