@@ -28,11 +28,13 @@ class Pictures:
     Attributes:
         images: (n, 3, H, W) uint8, RGB; what is transparent lies on white.
         captions: n texts.
+        kinds: n kinds of captions.
         facts: which they are, as JSON values.
     """
 
     images: Tensor
     captions: tuple[str, ...]
+    kinds: tuple[str, ...]
     facts: dict[str, Any]
 
     def __len__(self) -> int:
@@ -58,7 +60,7 @@ def pictures(data: AnyData, split: Split, num: int, least: int = 1) -> Pictures:
     samples = [found.sample(SEED, slot) for slot in tqdm(range(num), desc=f"{split} pictures", disable=None)]
     facts = {"split": split, "seed": SEED, "num": num, "fingerprint": found.fingerprint}
     images = torch.stack([to_uint8(sample.image) for sample in samples])
-    return Pictures(images, tuple(sample.caption for sample in samples), facts)
+    return Pictures(images, tuple(each.caption for each in samples), tuple(each.kind for each in samples), facts)
 
 
 def _still(data: AnyConfig) -> AnyConfig:

@@ -77,11 +77,15 @@ def table(figures: Mapping[str, Any]) -> str:
         interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"
         rows.append(f"{figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{notes}")
     for name, found in figures["spaces"].items():
-        for side, share in found["recalled"].items():
-            rows.append(
-                f"{name}: the nearest {side} picture carries the caption that was asked for: {share['value']:.3f}  "
-                f"[{share['low']:.3f}, {share['high']:.3f}]  n {share['n']}, by chance {share['chance']:.4f}"
-            )
+        for side, shares in found["recalled"].items():
+            for kind, share in {
+                "caption": shares,
+                **{f"{kind} caption": share for kind, share in shares["kinds"].items()},
+            }.items():
+                rows.append(
+                    f"{name}: the nearest {side} picture carries the {kind} that was asked for: {share['value']:.3f}  "
+                    f"[{share['low']:.3f}, {share['high']:.3f}]  n {share['n']}, by chance {share['chance']:.4f}"
+                )
         rows.append(f"{name}: {found['copies']['verdict']}")
     return "\n".join(rows)
 
@@ -109,18 +113,26 @@ def _space(
     sides: Mapping[str, Pictures], real: Mapping[str, Tensor], drawn: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], Memorization, Neighbours]:
     """Recall on both sides and copies, in one space."""
-    recalled = {}
-    for side in SIDES:
-        captions, n = sides[side].captions, len(drawn[side])
-        among = nearest(drawn[side], real[side]).indices.tolist()
-        hits = sum(captions[found] == captions[asked] for asked, found in enumerate(among))
-        low, high = wilson(hits, n)
-        chance = sum(captions.count(captions[asked]) for asked in range(n)) / n / len(captions)
-        recalled[side] = {"value": hits / n, "low": low, "high": high, "n": n, "chance": chance}
+    recalled = {side: _recall(sides[side], nearest(drawn[side], real[side]).indices.tolist()) for side in SIDES}
     neighbours = nearest(drawn["heldout"], real["train"])
     copies = memorization(neighbours, nearest(real["heldout"], real["train"]), len(real["train"]))
     told = {name: getattr(copies, name) for name in ("share", "low", "high", "n", "heldout", "training", "interval")}
     return {"recalled": recalled, "copies": {**told, "verdict": copies.verdict}}, copies, neighbours
+
+
+def _recall(pictures: Pictures, found: Sequence[int]) -> dict[str, Any]:
+    """Whether the picture found for each of the first captions carries that caption: of all, and of each kind."""
+    captions, asked = pictures.captions, range(len(found))
+    kinds = sorted({pictures.kinds[k] for k in asked})
+    parts = {kind: [k for k in asked if pictures.kinds[k] == kind] for kind in kinds if len(kinds) > 1}
+
+    def share(those: Sequence[int]) -> dict[str, Any]:
+        hits, n = sum(captions[found[k]] == captions[k] for k in those), len(those)
+        low, high = wilson(hits, n)
+        chance = sum(captions.count(captions[k]) for k in those) / n / len(captions)
+        return {"value": hits / n, "low": low, "high": high, "n": n, "chance": chance}
+
+    return {**share(asked), "kinds": {kind: share(those) for kind, those in parts.items()}}
 
 
 def _closest(

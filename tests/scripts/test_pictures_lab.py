@@ -57,6 +57,15 @@ def test_a_model_that_copies_is_told_so_and_recalls_what_it_was_trained_on(data:
     assert set(sheets) == {"train", "heldout", "closest-pixels"}
 
 
+def test_recall_is_told_of_each_kind_of_caption() -> None:
+    nothing = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    pictures = heldout.Pictures(nothing, ("a cat", "a dog", "a dog", "a bird"), ("short", "long", "short", "long"), {})
+    found = pictures_lab._recall(pictures, [0, 2, 3])  # of the first three, the last is taken for the bird
+    assert (found["value"], found["n"]) == (pytest.approx(2 / 3), 3)
+    shares = {kind: (share["value"], share["n"], share["chance"]) for kind, share in found["kinds"].items()}
+    assert shares == {"long": (1, 1, 0.5), "short": (0.5, 2, 0.375)}
+
+
 def test_new_pictures_are_no_copies_and_carry_captions_by_chance(data: Collection) -> None:
     figures, _ = pictures_lab.everything(data, 40, fresh, with_networks=False)
     found = figures["spaces"]["pixels"]
