@@ -10,6 +10,11 @@ configuration has the same seed. All get the same budget: the same images (train
 or the same time (train.budget=10m); what varies may be the budget itself. All configurations get their first seed
 before the second begins, so that a sweep that is stopped is of use.
 
+Configurations are ranked by a figure (--by): the order is told seed by seed, and every gap is held against the spread
+between seeds. Which of some autoencoders is the best to learn on, for example:
+
+    python scripts/sweep.py configs/shapes64_latent.yaml --vary stage.codec.run=runs/a,runs/b --by kernel_distance
+
 The same command again goes on: finished runs are not made again, stopped ones are continued, and with more --seeds only
 the new ones are made. A run that fails is named with its exit code, and the others go on; the sweep then exits with 1.
 Ctrl-C and SIGTERM stop the run in work, which saves, and then the sweep.
@@ -42,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     from lab.training.signals import Stopper
     from scripts.comparison import cells, sweeps
 
+    sweeps.check_figure(options.by, with_distances=not options.no_distances)
     overrides = [word for word in options.words if "=" in word]
     plan = cells.grid(Path(presets[0]), overrides, options.vary, options.seeds, options.images)
     folder: Path = options.dir or Path("runs") / sweeps.title(plan[0].experiment.name, options.vary)
@@ -58,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
                     print(f"[{number}/{len(plan)}] {cell.name}: failed: {failure}", flush=True)
     finally:
         lock.release()
-    print(sweeps.result(plan, folder, options.num, failures))
+    print(sweeps.result(plan, folder, options.num, failures, options.by))
     return 1 if failures else 0
 
 
@@ -113,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=int, help="images that every run trains on: sets train.steps by train.batch")
     add("--dir", type=Path, help="folder of the runs (default runs/<preset>-<keys>)")
     add("--num", type=int, default=500, help="of evaluate.py: prompts per kind (default 500)")
+    add(
+        "--by",
+        default="pair",
+        help="figure that configurations are ranked by: a kind of prompts (default pair), "
+        "kernel_distance or frechet_distance",
+    )
     add("--no-distances", action="store_true", help="of evaluate.py: leave out the distances to real pictures")
     add("--dry-run", action="store_true", help="list the runs and what they cost, and do nothing")
     return parser

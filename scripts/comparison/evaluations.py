@@ -16,6 +16,7 @@ from lab.rundir import RunDir
 from scripts import experiments
 from scripts.experiments import AnyExperiment
 
+DISTANCES = ("kernel_distance", "frechet_distance")  # of pictures of pairs, each of which is better when lower
 WHAT = ("right", "readable", "agreement")  # or the name of an attribute
 
 
@@ -62,6 +63,19 @@ class Evaluation:
     def is_own(self) -> bool:
         """Whether the pictures were drawn with the run's own settings of the sampler."""
         return bool(self.experiment.stage.model_dump(mode="json").get("sampling") == self.figures["sampling"])
+
+    def figure(self, name: str) -> float:
+        """Give the accuracy on a kind of prompts, or one of ``DISTANCES``.
+
+        Raises:
+            Refused: it was not measured.
+        """
+        found = {kind: float(share["value"]) for kind, share in self.figures["prompt_accuracy"].items()}
+        for each in self.figures.get("distances", []):
+            found[each["name"].partition(" ")[0]] = float(each["value"])
+        if name not in found:
+            raise Refused(f"--by {name}: {self.path} has {', '.join(found)}")
+        return found[name]
 
     def answers(self, kind: str, what: str) -> Values:
         """Give what is judged of each prompt (n,): booleans, or for "agreement" the share of attributes that are right.

@@ -8,14 +8,17 @@ import numpy as np
 from diffusion.stage import DiffusionConfig
 from lab.config import diff
 from lab.data.shapes import ShapesConfig
+from lab.errors import Refused
+from lab.evaluation.ranking import rank
 from lab.rundir import RunDir
 from lab.training import checkpoint
 from lab.training.budget import seconds_of
 from scripts import assemble, experiments
 from scripts.comparison import evaluations
 from scripts.comparison.cells import Cell
-from scripts.comparison.evaluations import Evaluation
+from scripts.comparison.evaluations import DISTANCES, Evaluation
 from scripts.comparison.listing import aligned
+from scripts.measure import KINDS
 
 MISSING, BEGUN, TRAINED, DONE = "to train", "to go on with", "to evaluate", "done"
 
@@ -23,6 +26,14 @@ MISSING, BEGUN, TRAINED, DONE = "to train", "to go on with", "to evaluate", "don
 def title(name: str, vary: Sequence[str]) -> str:
     """Name a sweep's folder by its preset and what it varies."""
     return "-".join([name, *(text.partition("=")[0].rsplit(".", 1)[-1] for text in vary)] if vary else [name, "seeds"])
+
+
+def check_figure(by: str, *, with_distances: bool) -> None:
+    """Refuse to rank by what will not have been measured."""
+    known = (*KINDS, *(DISTANCES if with_distances else ()))
+    if by not in known:
+        way_out = "; leave out --no-distances" if by in DISTANCES else ""
+        raise Refused(f"--by {by}: name one of {', '.join(known)}{way_out}")
 
 
 def state(cell: Cell, folder: Path, num: int) -> str:
@@ -97,8 +108,8 @@ def _last(path: Path) -> tuple[float, int] | None:
     return found[0].figures["trained"]["seconds"], found[0].figures["trained"]["seen"]
 
 
-def result(cells: Sequence[Cell], folder: Path, num: int, failures: Mapping[str, str]) -> str:
-    """Lay out what came out, a line per configuration, and say how to compare them."""
+def result(cells: Sequence[Cell], folder: Path, num: int, failures: Mapping[str, str], by: str) -> str:
+    """Lay out what came out, a line per configuration, rank them by a figure, and say how to compare them."""
     lines = [f"{name}: {failure}" for name, failure in failures.items()]
     groups = list(dict.fromkeys(cell.group for cell in cells))
     rows, header = [], ["configuration", "runs"]
@@ -113,7 +124,35 @@ def result(cells: Sequence[Cell], folder: Path, num: int, failures: Mapping[str,
         pairs = [value["pair"]["value"] for value in values]
         rows.append([group, str(len(values)), *means, f"{np.std(pairs, ddof=1):.3f}" if len(pairs) > 1 else "-"])
     lines += aligned(header, rows) if rows else []
+    lines += _ranking(cells, folder, num, by)
     sides = [f"{flag} {folder}/{group}-seed*" for flag, group in zip(("--a", "--b"), groups, strict=False)]
     if len(sides) == 2:
         lines.append(f"is one better?  python scripts/compare.py {' '.join(sides)}")
     return "\n".join(lines)
+
+
+def _ranking(cells: Sequence[Cell], folder: Path, num: int, by: str) -> list[str]:
+    """Which configuration comes first, among those that have as many runs as any other, seed by seed."""
+    judged = [cell for cell in cells if is_judged(cell) and state(cell, folder, num) == DONE]
+    values: dict[str, dict[int, float]] = {}
+    for cell in judged:
+        if (found := evaluation(cell, folder, num)) is not None:
+            values.setdefault(cell.group, {})[cell.seed] = found.figure(by)
+    seeds = sorted(set.intersection(*(set(own) for own in values.values()))) if len(values) > 1 else []
+    if not seeds:
+        return []
+    ranking = rank(
+        {group: [own[seed] for seed in seeds] for group, own in values.items()}, lower_is_better=by in DISTANCES
+    )
+    means, gaps = ranking.means, [f"{gap:.4f}" for gap in ranking.gaps] + ["-"]
+    rows = [
+        [group, *(f"{value:.4f}" for value in own), f"{means[group]:.4f}", gap]
+        for (group, own), gap in zip(ranking.values.items(), gaps, strict=True)
+    ]
+    lines = ["", f"by {by}, the best first; to the next one there is a gap"]
+    lines += aligned(["configuration", *(f"seed {seed}" for seed in seeds), "mean", "gap"], rows)
+    if len(seeds) > 1:
+        order = "the same" if ranking.is_stable else "not the same"
+        clear = "every gap is" if ranking.is_clear else "not every gap is"
+        lines.append(f"the order is {order} with every seed; {clear} above {ranking.spread:.4f}, the spread of seeds")
+    return lines

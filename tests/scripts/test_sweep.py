@@ -56,10 +56,13 @@ def test_a_sweep_outlives_a_run_and_makes_each_once(
     assert f"[1/2] {first}: to go on with" in told
     assert f"[2/2] {second}: done" in told
     assert calls == [("train", first), ("evaluate", first)]
-    rows = [line.split()[:2] for line in told.splitlines() if line.startswith("rate-")]
+    means, _, ranking = told.partition("by pair, the best first")
+    rows = [line.split()[:2] for line in means.splitlines() if line.startswith("rate-")]
     assert rows[-2:] == [["rate-1e-3", "1"], ["rate-3e-3", "1"]]
     assert f"python scripts/compare.py --a {tmp_path}/rate-1e-3-seed* --b {tmp_path}/rate-3e-3-seed*" in told
     assert [experiments.load(tmp_path / name / "config.yaml", []).seed for name in NAMES] == [7, 7]
+    assert "seed 7" in ranking
+    assert {line.split()[0] for line in ranking.splitlines() if line.startswith("rate-")} == {"rate-1e-3", "rate-3e-3"}
     calls.clear()
     assert sweep.main([*arguments, "1", "--dry-run"]) == 0
     assert "to train: 0 runs, 0 images; to evaluate: 0 runs" in capsys.readouterr().out
@@ -68,6 +71,15 @@ def test_a_sweep_outlives_a_run_and_makes_each_once(
     assert "to train: 2 runs, 24 images, about 0." in told
     assert "to evaluate: 4 runs" in told  # of so many prompts there is none
     assert calls == []
+
+
+def test_what_will_not_be_measured_cannot_be_ranked_by(tmp_path: Path) -> None:
+    words = [str(TINY), *QUICK, "--dir", str(tmp_path / "runs"), "--by"]
+    with pytest.raises(Refused, match=r"kernel_distance: name one of pair, .*; leave out --no-distances"):
+        sweep.main([*words, "kernel_distance"])
+    with pytest.raises(Refused, match="beauty: name one of pair"):
+        sweep.main([*words, "beauty"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_is_refused_is_named(
