@@ -68,11 +68,13 @@ def test_the_sides_are_apart_complete_and_the_same_whatever_is_added(tmp_path: P
     assert sides[0] | sides[1] == {f"{k:03}.png" for k in range(NUM)}
     assert not sides[0] & sides[1]
     assert 3 <= len(sides[1]) <= 17
-    for name in ("a", "b", "c"):
-        Image.new("L", (12, 12)).save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(name)
+    added = {"a.png", "b.jpg", "C.PNG"}
+    for name in added:
+        Image.new("L", (12, 12)).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(name)
     later = [set(ids(source, range(source.num))) for source in (opened(folder), opened(folder, "heldout"))]
     assert all(before <= after for before, after in zip(sides, later, strict=True))
+    assert added <= later[0] | later[1]
 
 
 @pytest.mark.parametrize(("group", "num_groups"), [("caption", 1), ("id", NUM)])
