@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from diffusion.pipeline import Request, SamplingConfig
 from diffusion.stage import SIGNAL_WARNED, DiffusionStage, more_noise
 from lab.data.loader import Batch
+from lab.data.value_range import DARKEST
 from lab.evaluation.intervals import mean
 from lab.randomness import key
 from lab.training.symptoms import Symptom
 from vae.codec import latents
 
-DARKEST = -0.1  # of 1,000 pictures: where none is darker, black was probably lost
 SCALE = (0.6, 1.6)  # standard deviation of a latent's channel
 CENTRE = 0.5  # its mean, in either direction
 LAG = 1.15  # times the loss of the weights themselves that their average may have

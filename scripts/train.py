@@ -50,6 +50,11 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="with --resume: go on although a setting makes it another experiment (data, text, schedule, batch, ...)",
     )
+    parser.add_argument(
+        "--allow-range",
+        action="store_true",
+        help="begin although no image of the data is dark anywhere, as where images were scaled to [0, 1] by mistake",
+    )
     options = parser.parse_intermixed_args(argv)
     presets = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
@@ -69,19 +74,27 @@ def main(argv: Sequence[str]) -> int:
     with World.connect(asked.runtime.timeout_s) as world:
         if not world.is_first:
             return _follow(path, world, options.allow_change)
-        experiment = _resume(path, asked, options.allow_change) if options.resume else _begin(path, asked)
+        if options.resume:
+            experiment = _resume(path, asked, options.allow_change)
+        else:
+            experiment = _begin(path, asked, options.allow_range)
         return _train(path, experiment, world, options.allow_change)
 
 
-def _begin(path: Path, asked: "AnyExperiment") -> "AnyExperiment":
+def _begin(path: Path, asked: "AnyExperiment", allow_range: bool) -> "AnyExperiment":
     """The experiment of a new run, or of the one of the very same configuration."""
     from lab.config import diff
+    from lab.data.sources import source
+    from lab.data.value_range import check_range
     from lab.errors import Refused
     from lab.rundir import RunDir
     from scripts import assemble, experiments
 
     if not RunDir.is_run(path):
-        return assemble.complete(asked)
+        completed = assemble.complete(asked)
+        if not allow_range:
+            check_range(source(completed.data), completed.seed)
+        return completed
     known = experiments.load(path / "config.yaml", [])
     if changes := diff(known, assemble.complete(asked, known)):
         more = f" and {len(changes) - 1} more" if changes[1:] else ""

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lab.config import load
-from lab.images import read_image
+from lab.images import read_image, save_png
+from lab.randomness import normal
 from lab.rundir import RunDir
 from lab.training import checkpoint
 from scripts.experiments import DiffusionExperiment
@@ -80,6 +81,18 @@ def test_mistakes_in_settings_are_one_line_and_leave_nothing(
     if answer != "name one preset":  # argparse adds the usage
         assert refusal(done).startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_lost_its_black_is_refused_unless_it_is_allowed(script: Scripts, tmp_path: Path) -> None:
+    for number in range(4):
+        save_png(tmp_path / "data" / f"{number}.png", normal(0, "bright", [number], (3, 16, 16))[0].clamp(0, 1))
+        (tmp_path / "data" / f"{number}.txt").write_text(f"picture {number}")
+    data = f"data={{kind: folder, path: {tmp_path / 'data'}, size: 16, split: {{heldout: 0}}, cache: {tmp_path}}}"
+    command = ("train", TINY, data, "train.steps=1", "train.preview_every=0", "--run", tmp_path / "run")
+    assert "none of the first 4 images goes below" in refusal(script(*command))
+    assert not (tmp_path / "run").exists()
+    assert script(*command, "--allow-range").code == 0
+    assert "is finished at step 1" in script(*command).out  # it is asked when a run begins
 
 
 def test_a_preset_that_is_not_there(script: Scripts, tmp_path: Path) -> None:
