@@ -68,6 +68,8 @@ class FastStage:
         memory: "step", the steps made, and what the contest with the critic remembers.
     """
 
+    needs_whole_batch = False
+
     def __init__(
         self,
         config: FastStageConfig,
