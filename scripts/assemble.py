@@ -19,7 +19,7 @@ from lab.data.loader import Loader
 from lab.data.shapes import ShapesConfig
 from lab.data.shapes_captions import meaning
 from lab.data.source import Source
-from lab.data.sources import source
+from lab.data.sources import AnyData, source
 from lab.errors import Refused
 from lab.evaluation import perceptual
 from lab.rundir import RunDir
@@ -97,7 +97,7 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
         return Loader(source(experiment.data), experiment.seed).batch(range(num)).images
 
     if isinstance(config, ScorerConfig):
-        return ScorerStage(scorer(experiment, config, runtime), _meaning(experiment), originals, runtime)
+        return ScorerStage(scorer(experiment, config, runtime), meaning_of(experiment.data), originals, runtime)
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
     if isinstance(config, FastStageConfig):
@@ -123,9 +123,9 @@ def scorer(experiment: AnyExperiment, config: ScorerConfig, runtime: Runtime) ->
     return scorers.build(config.tower, experiment.text, size, config.width, experiment.seed, runtime)
 
 
-def _meaning(experiment: AnyExperiment) -> Meaning:
-    """What two captions of the data have in common that say the same: on Shapes the statement, else the words."""
-    return meaning if isinstance(experiment.data, ShapesConfig) else str.casefold
+def meaning_of(data: AnyData) -> Meaning:
+    """Give what two captions of the data have in common that say the same: on Shapes the statement, else the words."""
+    return meaning if isinstance(data, ShapesConfig) else str.casefold
 
 
 def _source(config: GrownConfig) -> Saved:

@@ -26,6 +26,7 @@ from scripts import (
     measure,
     pictures_lab,
     saved,
+    scorer_lab,
     selecting,
     settings,
     upscaling_lab,
@@ -33,6 +34,7 @@ from scripts import (
 )
 from scripts.drawing import Trained
 
+LABS = {"vae": vae_lab, "fast": upscaling_lab, "scorer": scorer_lab}  # by the kind of stage that draws no prompts
 Kept = tuple[Path, str]
 """The file of figures, and what they tell in words."""
 Make = Callable[[SamplingConfig, Path, Path, Stopper], None]
@@ -49,7 +51,7 @@ def evaluate(options: Namespace) -> Kept:
     if not isinstance(experiment.stage, TextToImageConfig):
         if options.best_of:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
-        return _of_pictures(options, vae_lab if experiment.stage.kind == "vae" else upscaling_lab)
+        return _of_pictures(options, LABS[experiment.stage.kind])
     is_shapes = isinstance(experiment.data, ShapesConfig)
     if not options.best_of:
         if options.reject:

@@ -15,7 +15,7 @@ from lab.evaluation.prompt_accuracy import Proportion
 from lab.randomness import key
 
 
-def found(own: Tensor, others: Tensor) -> Tensor:
+def stands_out(own: Tensor, others: Tensor) -> Tensor:
     """Say which queries found their answer: (n,) scores of the right ones against (n, k) of others -> (n,) bool."""
     return own > others.amax(dim=1)
 
@@ -57,7 +57,7 @@ def first_among(queries: Tensor, answers: Tensor, others: Tensor) -> Tensor:
         (n,) bool.
     """
     scores = queries @ answers.T
-    return found(scores.diagonal(), scores.gather(1, others))
+    return stands_out(scores.diagonal(), scores.gather(1, others))
 
 
 def proportion(hits: Tensor) -> Proportion:

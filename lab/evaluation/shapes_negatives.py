@@ -42,10 +42,10 @@ def negatives(scene: Scene, caption: str, num: int, rng: np.random.Generator) ->
         Refused: the caption is none of this world.
         ValueError: there are not so many.
     """
-    statement = parse(caption)
-    (template, *_) = (each for each in _templates(statement) if say(statement, each) == " ".join(caption.lower().split()))
+    statement, words = parse(caption), " ".join(caption.lower().split())
+    template = next(each for each in _templates(statement) if say(statement, each) == words)
     known, found = {meaning(caption)}, list[Negative]()
-    options = {kind: list(rng.permutation(np.array(list(_changed(statement, kind)), object))) for kind in KINDS}
+    options = {kind: _shuffled(list(_changed(statement, kind)), rng) for kind in KINDS}
     for kind in cycle(KINDS):
         if len(found) == num:
             return found
@@ -72,6 +72,10 @@ def scene_of(negative: Negative, caption: str, rng: np.random.Generator) -> Scen
 def _templates(statement: Statement) -> Iterator[str]:
     for heldout in (False, True):
         yield from phrasings(statement, heldout=heldout).values()
+
+
+def _shuffled(statements: list[Statement], rng: np.random.Generator) -> list[Statement]:
+    return [statements[place] for place in rng.permutation(len(statements))]
 
 
 def _changed(statement: Statement, kind: str) -> Iterator[Statement]:

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -79,7 +78,7 @@ class Scorer(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
     def forward(self, images: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
-        """Give the directions (b, d) of pictures (b, 3, H, W) in [-1, 1] and of b prepared texts: the pass that trains."""
+        """Give directions (b, d) of pictures (b, 3, H, W) in [-1, 1] and of b prepared texts: the pass that trains."""
         with _attention(images):
             pictures = self.image(images)
         return _unit(self.from_image(pictures)), _unit(self.from_text(self.text(prepared).pooled))

@@ -1,4 +1,4 @@
-"""A scorer as a stage of the one trainer: each picture is to find its text among those of the step, and each text its picture."""
+"""A scorer as a stage of the one trainer: of the pictures and texts of a step each is to find its own."""
 
 import hashlib
 import math
@@ -87,9 +87,7 @@ class ScorerStage:
 
     needs_whole_batch = True
 
-    def __init__(
-        self, model: Scorer, meaning: Meaning, originals: Callable[[int], Tensor], runtime: Runtime
-    ) -> None:
+    def __init__(self, model: Scorer, meaning: Meaning, originals: Callable[[int], Tensor], runtime: Runtime) -> None:
         self.meaning, self.originals, self.runtime = meaning, originals, runtime
         self.players: MutableMapping[str, nn.Module] = {"model": model}
         self.memory: Mapping[str, Tensor] = {}

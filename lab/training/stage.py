@@ -29,7 +29,8 @@ class Stage(Protocol):
         """Give one loss per sample (b,) for a player, and per-sample metrics: (b,) to be averaged, (b, ...) to be kept.
 
         Everything random is a function of the batch's slots, and a sample's loss does not depend on the others in the
-        batch, unless ``needs_whole_batch`` says so. Losses without a gradient let a player beside the model rest: neither its weights nor its moments change.
+        batch, unless ``needs_whole_batch`` says so. Losses without a gradient let a player beside the model rest:
+        neither its weights nor its moments change.
         """
         ...
 

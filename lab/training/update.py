@@ -144,8 +144,8 @@ class Updater:
                 samples, problem = {}, str(error).splitlines()[0]
                 if self.stage.needs_whole_batch:  # the others wait within their passes: nobody begins again
                     raise OutOfMemory(
-                        f"memory ran out ({problem}), and the loss of this stage needs the whole batch at once: set "
-                        "a lower train.batch, or share it among more processes"
+                        f"memory ran out ({problem}), and the loss of this stage needs the whole batch at once: "
+                        "lower train.batch, or share it among more processes"
                     ) from error
             if not self._runtime.world.largest(int(problem is not None)):
                 return samples
