@@ -18,6 +18,7 @@ from lab.data.finite import Finite
 from lab.data.loader import Loader
 from lab.data.shapes import ShapesConfig
 from lab.data.shapes_captions import meaning
+from lab.data.shapes_near import falsified
 from lab.data.source import Source
 from lab.data.sources import AnyData, source
 from lab.errors import Refused
@@ -26,7 +27,7 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.scorer import model as scorers
 from lab.scorer.model import Scorer
-from lab.scorer.stage import Meaning, ScorerConfig, ScorerStage
+from lab.scorer.stage import Language, ScorerConfig, ScorerStage
 from lab.text import selection
 from lab.training import snapshot
 from lab.training.quarantine import Quarantine
@@ -97,7 +98,9 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
         return Loader(source(experiment.data), experiment.seed).batch(range(num)).images
 
     if isinstance(config, ScorerConfig):
-        return ScorerStage(scorer(experiment, config, runtime), meaning_of(experiment.data), originals, runtime)
+        return ScorerStage(
+            config, scorer(experiment, config, runtime), language_of(experiment.data), originals, runtime
+        )
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
     if isinstance(config, FastStageConfig):
@@ -123,9 +126,9 @@ def scorer(experiment: AnyExperiment, config: ScorerConfig, runtime: Runtime) ->
     return scorers.build(config.tower, experiment.text, size, config.width, experiment.seed, runtime)
 
 
-def meaning_of(data: AnyData) -> Meaning:
-    """Give what two captions of the data have in common that say the same: on Shapes the statement, else the words."""
-    return meaning if isinstance(data, ShapesConfig) else str.casefold
+def language_of(data: AnyData) -> Language:
+    """Give what is known of the captions of data: of the Shapes all, of others that the same words say the same."""
+    return Language(meaning, falsified) if isinstance(data, ShapesConfig) else Language(str.casefold)
 
 
 def _source(config: GrownConfig) -> Saved:

@@ -35,6 +35,11 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     check_size(experiment)
     if not isinstance(experiment.stage, TextToImageConfig) and experiment.evaluate.every_steps:
         raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
+    if isinstance(experiment.stage, ScorerConfig) and experiment.stage.near_misses and experiment.data.kind != "shapes":
+        raise Refused(
+            f"{path}: stage.near_misses={experiment.stage.near_misses} changes one thing of a caption, which is known "
+            "of data.kind=shapes alone: set it to 0"
+        )
     return experiment
 
 

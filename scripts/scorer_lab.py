@@ -1,22 +1,26 @@
 """The figures of a scorer's run: whether it finds the text of a held-out picture, and the picture of a text.
 
 Among those of 49 others, drawn at random; and on the Shapes among 15 that are nearly right: each differs from the right
-one in one thing and is false (``lab.evaluation.shapes_negatives``).
+one in one thing and is false (``lab.data.shapes_near``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from lab.data.shapes import Shapes, ShapesConfig
+from lab.data.shapes_captions import parse
+from lab.data.shapes_near import KINDS, near_misses
 from lab.data.shapes_render import render
+from lab.data.shapes_scene import Scene, Statement, draw
+from lab.evaluation.prompt_accuracy import compare
 from lab.evaluation.retrieval import first_among, proportion, stands_out, strangers
-from lab.evaluation.shapes_negatives import KINDS, negatives, scene_of
 from lab.images import from_uint8, grid
 from lab.randomness import key
 from lab.scorer.judge import Judge
@@ -64,7 +68,7 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
     """
     judge, data = judges.trained(found), found.experiment.data
     pictures = heldout.pictures(data, "heldout", num, least=AMONG)
-    meanings = [assemble.meaning_of(data)(caption) for caption in pictures.captions]
+    meanings = [assemble.language_of(data).meaning(caption) for caption in pictures.captions]
     others = strangers(meanings, AMONG - 1, heldout.SEED)
     images, texts = judge.images(from_uint8(pictures.images)), judge.texts(pictures.captions)
     figures: dict[str, Any] = {
@@ -116,11 +120,23 @@ def _near(judge: Judge, data: ShapesConfig, slot: int, image: Tensor, text: Tens
     """Score what is nearly right for a held-out picture, given by its direction (d,), and for its caption."""
     scene, caption = Shapes(data, "heldout").scene(heldout.SEED, slot)
     rng = key(heldout.SEED, "near misses", slot)
-    wrong = negatives(scene, caption, NEARLY - 1, rng)
+    wrong = near_misses(caption, NEARLY - 1, rng, lambda other: not _holds(other, scene))
     captions = tuple(each.caption for each in wrong)
-    pictures = [torch.from_numpy(render(scene_of(each, caption, rng), data.size)) for each in wrong]
+    stated = parse(caption)
+    pictures = [torch.from_numpy(render(_scene(each.statement, stated, rng), data.size)) for each in wrong]
     kinds = tuple(each.kind for each in wrong)
     return Near(kinds, captions, judge.texts(captions) @ image, judge.images(torch.stack(pictures)) @ text)
+
+
+def _holds(statement: Statement, scene: Scene) -> bool:
+    return all(compare(scene, statement).values())
+
+
+def _scene(statement: Statement, other: Statement, rng: np.random.Generator) -> Scene:
+    """Draw a scene of which one statement is true and the other is not."""
+    while _holds(other, scene := draw(statement, rng)):
+        pass
+    return scene
 
 
 def _nearly(own: Tensor, near: Sequence[Near]) -> dict[str, Any]:

@@ -106,7 +106,11 @@ def meaning(caption: str) -> str:
     Raises:
         Refused: the text is no caption of this world.
     """
-    statement = parse(caption)
+    return sense(parse(caption))
+
+
+def sense(statement: Statement) -> str:
+    """Give the same text for statements that are true of the same scenes; see ``meaning``."""
     nouns, relation = sorted(statement.nouns, key=repr), statement.relation
     if relation is not None and nouns[0] != statement.nouns[0]:
         relation = OPPOSITES[relation]

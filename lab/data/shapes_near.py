@@ -1,25 +1,24 @@
-"""Captions of the Shapes world that are nearly right: one thing is another, and false of the picture.
+"""Captions of the Shapes world that are nearly right: one thing is another, all else is as it was.
 
 Who tells a caption from these has heard which colour is of which shape, how many there are, how large, and what stands
 where; who tells it from those of other pictures may have heard two colours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations, cycle
 from typing import NamedTuple
 
 import numpy as np
 
-from lab.data.shapes_captions import meaning, parse, phrasings, say
-from lab.data.shapes_scene import COLOURS, RELATIONS, SHAPES, SIZES, Noun, Scene, Statement, draw
-from lab.evaluation.prompt_accuracy import compare
+from lab.data.shapes_captions import OPPOSITES, parse, phrasings, say, sense
+from lab.data.shapes_scene import COLOURS, RELATIONS, SHAPES, SIZES, Noun, Statement, pick
 
 KINDS = ("swapped colours", "swapped shapes", "relation", "size", "count", "colour", "shape")
 MOST_OBJECTS = 4
 
 
-class Negative(NamedTuple):
+class NearMiss(NamedTuple):
     """A caption that is nearly right, what is wrong with it, and what it states."""
 
     kind: str
@@ -27,55 +26,72 @@ class Negative(NamedTuple):
     statement: Statement
 
 
-def negatives(scene: Scene, caption: str, num: int, rng: np.random.Generator) -> list[Negative]:
-    """Give different captions that are false of a scene, in the words of one that is true of it.
+def near_misses(
+    caption: str, num: int, rng: np.random.Generator, is_false: Callable[[Statement], bool]
+) -> list[NearMiss]:
+    """Give captions that differ from one in one thing and from each other in meaning, in the same words.
 
-    Kinds take turns, so that each that is possible is there: those of ``KINDS``, the two swaps first.
+    Kinds take turns in the order of ``KINDS``, so that each that is possible is there.
 
     Args:
-        scene: of the picture.
-        caption: what is said of it.
-        num: how many; any scene has 15.
+        caption: of this world.
+        num: how many; any caption has 15.
         rng: the choice is a function of its state.
+        is_false: whether a statement is false of the picture.
 
     Raises:
         Refused: the caption is none of this world.
         ValueError: there are not so many.
     """
-    statement, words = parse(caption), " ".join(caption.lower().split())
-    template = next(each for each in _templates(statement) if say(statement, each) == words)
-    known, found = {meaning(caption)}, list[Negative]()
-    options = {kind: _shuffled(list(_changed(statement, kind)), rng) for kind in KINDS}
+    statement = parse(caption)
+    template, known = _template(statement, caption), {sense(statement)}
+    options = {kind: list(_changed(statement, kind)) for kind in KINDS}
+    found: list[NearMiss] = []
     for kind in cycle(KINDS):
         if len(found) == num:
-            return found
+            break
         if not any(options.values()):
             raise ValueError(f"{caption!r} has {len(found)} near misses, not {num}")
         while options[kind]:
-            other: Statement = options[kind].pop()
-            said = say(other, template)
-            if meaning(said) not in known and not all(compare(scene, other).values()):
-                known.add(meaning(said))
-                found.append(Negative(kind, said, other))
+            other = options[kind].pop(int(rng.random() * len(options[kind])))
+            if sense(other) not in known and is_false(other):
+                known.add(sense(other))
+                found.append(NearMiss(kind, say(other, template), other))
                 break
-    raise AssertionError("a cycle does not end")
+    return found
 
 
-def scene_of(negative: Negative, caption: str, rng: np.random.Generator) -> Scene:
-    """Draw a scene of which a negative is true, and of which the caption that it differs from is false."""
+def falsified(caption: str, num: int, rng: np.random.Generator) -> list[str]:
+    """Change one thing of a caption, several times: what comes out is false of every picture of which it is true.
+
+    Each time a kind of change is drawn, of those that are possible, and then the change. Of relations that is the
+    opposite alone: what is left of something may also be above it.
+
+    Args:
+        caption: of this world.
+        num: how many; some may be the same.
+        rng: the choice is a function of its state.
+
+    Raises:
+        Refused: the caption is none of this world.
+    """
     statement = parse(caption)
-    while all(compare(scene := draw(negative.statement, rng), statement).values()):
-        pass
-    return scene
+    template, told = _template(statement, caption), []
+    while len(told) < num:
+        kind = pick(rng, KINDS)
+        options = [other for other in _changed(statement, kind) if sense(other) != sense(statement)]
+        if kind == "relation":
+            options = [other for other in options if other.relation == OPPOSITES[statement.relation or ""]]
+        if options:
+            told.append(say(pick(rng, options), template))
+    return told
 
 
-def _templates(statement: Statement) -> Iterator[str]:
-    for heldout in (False, True):
-        yield from phrasings(statement, heldout=heldout).values()
-
-
-def _shuffled(statements: list[Statement], rng: np.random.Generator) -> list[Statement]:
-    return [statements[place] for place in rng.permutation(len(statements))]
+def _template(statement: Statement, caption: str) -> str:
+    """In which words a caption says its statement."""
+    words = " ".join(caption.lower().split())
+    templates = [each for heldout in (False, True) for each in phrasings(statement, heldout=heldout).values()]
+    return next(each for each in templates if say(statement, each) == words)
 
 
 def _changed(statement: Statement, kind: str) -> Iterator[Statement]:
