@@ -151,6 +151,8 @@ class DiffusionStage:
         runtime: where previews are drawn.
     """
 
+    needs_whole_batch = False
+
     def __init__(
         self, config: TextToImageConfig, model: TextToImage, codec: Codec, size: int, runtime: Runtime
     ) -> None:

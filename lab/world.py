@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -121,9 +121,32 @@ class World:
         """
         if self.size == 1:
             return values
-        counts = [len(self.share(batch, rank)) for rank in range(self.size)]
-        padded = values.new_zeros((max(counts), *values.shape[1:]))
-        padded[: len(values)] = values
+        return self.gather_rows(values, [len(self.share(batch, rank)) for rank in range(self.size)])
+
+    def join(self, rows: Tensor) -> tuple[Tensor, int]:
+        """Put rows of all processes together, so that a loss of the whole has its gradient on every process.
+
+        All processes must call it at once, and make their ways back at once.
+
+        Args:
+            rows: (n, d), of this process; every process may have another n.
+
+        Returns:
+            (sum of n, d), in the order of the processes, and the place where this process's own rows begin.
+        """
+        if self.size == 1:
+            return rows, 0
+        counts = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._exchanging():
+            dist.all_gather(counts, torch.tensor([len(rows)]))
+        numbers = [int(count.item()) for count in counts]
+        joined: Tensor = _Joined.apply(rows, self, numbers)  # type: ignore[no-untyped-call]
+        return joined, sum(numbers[: self.rank])
+
+    def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Put (n, ...) rows of all processes together, of which process r has ``counts[r]``."""
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
         with self._exchanging():
             dist.all_gather(parts, padded)
@@ -174,6 +197,21 @@ class World:
                 continue
         last = ", ".join(f"process {rank} at step {step}" for rank, step in steps.items() if rank != self.rank)
         return f"; last seen: {last or 'none of them'}; the same command goes on from the newest checkpoint"
+
+
+class _Joined(torch.autograd.Function):
+    """Rows of all processes; the gradient of this one's is the sum of what every process's loss says of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, world: World, counts: Sequence[int]) -> Tensor:  # type: ignore[override]
+        ctx.world, ctx.begin, ctx.num = world, sum(counts[: world.rank]), len(rows)
+        return world.gather_rows(rows, counts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        whole = gradient.clone()
+        ctx.world.sum_([whole])
+        return whole[ctx.begin : ctx.begin + ctx.num], None, None
 
 
 ALONE = World()

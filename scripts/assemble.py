@@ -17,12 +17,17 @@ from lab import runtime as runtimes
 from lab.data.finite import Finite
 from lab.data.loader import Loader
 from lab.data.shapes import ShapesConfig
+from lab.data.shapes_captions import meaning
+from lab.data.shapes_near import falsified
 from lab.data.source import Source
-from lab.data.sources import source
+from lab.data.sources import AnyData, source
 from lab.errors import Refused
 from lab.evaluation import perceptual
 from lab.rundir import RunDir
 from lab.runtime import Runtime
+from lab.scorer import model as scorers
+from lab.scorer.model import Scorer
+from lab.scorer.stage import Language, ScorerConfig, ScorerStage
 from lab.text import selection
 from lab.training import snapshot
 from lab.training.quarantine import Quarantine
@@ -38,7 +43,7 @@ from superres.stage import GrownConfig
 from vae.codec import Pixels
 from vae.stage import AutoencoderStage
 
-AnyStage = DiffusionStage | AutoencoderStage | FastStage
+AnyStage = DiffusionStage | AutoencoderStage | FastStage | ScorerStage
 Asked = TypeVar("Asked", bound=AnyExperiment)
 
 
@@ -88,12 +93,16 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
     config = experiment.stage
     if isinstance(config, TextToImageConfig):
         return diffusion_stage(cast(TextToImageExperiment, experiment), runtime)
-    wanted = config.loss.perceptual
-    network = runtime.place(perceptual.build(wanted)) if wanted else None
 
     def originals(num: int) -> Tensor:  # opened when it is asked: a model is built also where its data is not
         return Loader(source(experiment.data), experiment.seed).batch(range(num)).images
 
+    if isinstance(config, ScorerConfig):
+        return ScorerStage(
+            config, scorer(experiment, config, runtime), language_of(experiment.data), originals, runtime
+        )
+    wanted = config.loss.perceptual
+    network = runtime.place(perceptual.build(wanted)) if wanted else None
     if isinstance(config, FastStageConfig):
         return FastStage(config, experiment.seed, network, originals, runtime)
     return AutoencoderStage(config, experiment.seed, network, originals, runtime)
@@ -109,6 +118,17 @@ def diffusion_stage(experiment: TextToImageExperiment, runtime: Runtime) -> Diff
     made = latent.codec(config.codec, runtime)
     model = build(config, experiment.text, made, experiment.seed, runtime)
     return DiffusionStage(config, model, made, experiment.data.size, runtime)
+
+
+def scorer(experiment: AnyExperiment, config: ScorerConfig, runtime: Runtime) -> Scorer:
+    """Build the scorer of a completed experiment, with fresh weights."""
+    size = experiment.data.size
+    return scorers.build(config.tower, experiment.text, size, config.width, experiment.seed, runtime)
+
+
+def language_of(data: AnyData) -> Language:
+    """Give what is known of the captions of data: of the Shapes all, of others that the same words say the same."""
+    return Language(meaning, falsified) if isinstance(data, ShapesConfig) else Language(str.casefold)
 
 
 def _source(config: GrownConfig) -> Saved:

@@ -4,9 +4,12 @@
     python scripts/evaluate.py runs/demo --num 50              # quickly
     python scripts/evaluate.py runs/demo --num 500 --json out.json --guidance 2
     python scripts/evaluate.py runs/demo --num 200 --best-of 1,2,4,8,16 --reject 12:0.5   # what selection gains
+    python scripts/evaluate.py runs/demo --num 500 --best-of 1,2,4,8 --scorer runs/scorer # selected by a trained scorer
+    python scripts/evaluate.py runs/demo --num 200 --guidance 1,1.5,2,3,5,8               # quality against guidance
     python scripts/evaluate.py runs/emoji64 --num 200          # a model of your own pictures
     python scripts/evaluate.py runs/shapes64_vae               # an autoencoder: what it keeps of held-out pictures
     python scripts/evaluate.py runs/shapes64_fast              # a fast decoder: what it makes of small pictures
+    python scripts/evaluate.py runs/scorer                     # a scorer: whether it finds the text of a picture
 
 **A diffusion model of the Shapes**: whether it does what prompts say, and how close its pictures are to the world's.
 Prompts come from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations,
@@ -16,8 +19,12 @@ of each prompt is kept beside the figures in ``*.outcomes.jsonl``, and the first
 ``*.pictures``: from these scripts/compare.py compares runs.
 
 With --best-of it measures instead how the share of right pairs grows with the number of candidates that the best is
-selected of, and with --reject what giving up the worst previews saves and loses. Selected and judged by the same
-verifier, that is how far selection goes, and no figure of the run.
+selected of, over the steps that they cost, and with --reject what giving up the worst previews saves and loses, with a
+plot. Selected and judged by the same verifier or scorer, that is how far selection goes, and no figure of the run. For
+runs on other pictures --judge says who judges.
+
+With several scales of --guidance each is evaluated as it would be alone, and one more file, a table and a plot show
+accuracy, distance and diversity as curves.
 
 **A diffusion model of other pictures**: how far samples for held-out captions are from held-out pictures; how often the
 nearest picture carries the caption that was asked for; and whether samples are copies of training pictures, with a
@@ -32,6 +39,10 @@ straight lines between latents.
 **A fast decoder**: the same of what it makes of held-out pictures that were made small, beside bicubic, Lanczos and the
 best linear filter; how much of the small picture is found again in the large one (consistency, colours); the time that
 a picture takes; a sheet.
+
+**A scorer**: how often a held-out picture finds its caption, and a caption its picture, first among those of 49 others;
+on Shapes also among 15 near misses, each of which has one thing wrong (colours or shapes exchanged, the relation, a
+size, a count, a colour, a shape). Sheets of mistakes.
 
 The same checkpoint and settings give the same figures, and are not measured twice: the hash in the file's name is
 theirs. Ctrl-C, SIGTERM and SIGUSR1 stop it soon; after them, and after a kill, the same command goes on: of a diffusion
@@ -84,7 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--best-of", metavar="N,N", help="measure the best of so many candidates instead, as in 1,2,4,8,16")
     settings.add_selection_flags(parser)
-    settings.add_flags(parser)
+    add(
+        "--judge",
+        help="who says what the selected are worth, named as for --scorer (default on Shapes: the verifier)",
+    )
+    settings.add_flags(parser, several=True)
     return parser
 
 

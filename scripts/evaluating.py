@@ -3,7 +3,7 @@
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,23 @@ from scripts import (
     drawing,
     experiments,
     gallery,
+    guidance_curve,
+    heldout,
+    judges,
     measure,
     pictures_lab,
+    plotting,
     saved,
+    scorer_lab,
     selecting,
+    selection_curve,
     settings,
     upscaling_lab,
     vae_lab,
 )
 from scripts.drawing import Trained
 
+LABS = {"vae": vae_lab, "fast": upscaling_lab, "scorer": scorer_lab}  # by the kind of stage that draws no prompts
 Kept = tuple[Path, str]
 """The file of figures, and what they tell in words."""
 Make = Callable[[SamplingConfig, Path, Path, Stopper], None]
@@ -49,13 +56,19 @@ def evaluate(options: Namespace) -> Kept:
     if not isinstance(experiment.stage, TextToImageConfig):
         if options.best_of:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
-        return _of_pictures(options, vae_lab if experiment.stage.kind == "vae" else upscaling_lab)
+        return _of_pictures(options, LABS[experiment.stage.kind])
     is_shapes = isinstance(experiment.data, ShapesConfig)
     if not options.best_of:
+        if options.judge:
+            raise Refused("--judge judges what --best-of N,N selects: name their numbers, or leave it out")
         if options.reject:
             raise Refused("--reject gives up candidates of --best-of N,N: name their numbers, or leave it out")
         _check_num(options, "prompts per kind" if is_shapes else "captions", with_distances=10 if is_shapes else 20)
     trained = drawing.trained(options.run, options.checkpoint, options.weights)
+    if isinstance(options.guidance, tuple):
+        if options.best_of or options.variance == "optimal":
+            raise Refused("--guidance with several scales goes with neither --best-of nor --variance optimal")
+        return _of_guidance(options, trained)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
     trained = drawing.with_variance(trained, sampling)
     if options.best_of:
@@ -98,20 +111,43 @@ def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig)
 
 def _of_selection(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
     """What the best of several candidates gives."""
-    if not isinstance(trained.experiment.data, ShapesConfig):
-        raise Refused("--best-of is judged by the verifier of data.kind=shapes, and this run's data is another")
-    sizes = selecting.read_sizes(options.best_of)
-    plan = selecting.Plan(sizes[-1], options.scorer, tuple(map(selecting.read_round, options.reject)))
+    data, sizes = trained.experiment.data, selecting.read_sizes(options.best_of)
+    is_shapes = isinstance(data, ShapesConfig)
+    if not is_shapes and not options.judge:
+        raise Refused("--best-of needs a judge beside --scorer where data.kind is not shapes: name one by --judge")
+    rounds = tuple(map(selecting.read_round, options.reject))
+    plan = selecting.Plan(sizes[-1], judges.read(options.scorer), rounds)
+    judge = judges.read(options.judge) if options.judge else None
     plan.check(sampling)
-    texts = prompts("pair", options.num, measure.PROMPT_SEED)
+    texts: Sequence[str] = prompts("pair", options.num, measure.PROMPT_SEED) if is_shapes else ()
+    texts = texts or heldout.pictures(data, "heldout", options.num, least=2).captions
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
         selector = selecting.Selector(trained, measure.PROMPT_SEED, sampling, plan, stopper.check)
-        _write(path, selecting.quality(selector, texts, sizes, kept))
+        _write(path, selection_curve.quality(selector, texts, sizes, judge, kept))
 
-    what = [dict(trained.origin), sizes, options.scorer, options.reject, options.num]
+    what = [dict(trained.origin), sizes, plan.panel.facts, judge and judge.facts, options.reject, list(texts)]
     path = _once(options, "best-of", what, sampling, make)
-    return path, selecting.table(json.loads(path.read_text()), options.num)
+    found = json.loads(path.read_text())
+    drawn = plotting.draw(selection_curve.plots(found), path.with_suffix(".png"))
+    told = [selection_curve.table(found, len(texts)), *plan.panel.warnings(texts), drawn]
+    return path, "\n".join(told)
+
+
+def _of_guidance(options: Namespace, trained: Trained) -> Kept:
+    """The figures over scales of guidance: one evaluation of each, kept as any other, and curves of them all."""
+    data, scales = trained.experiment.data, options.guidance
+    one = _of_prompts if isinstance(data, ShapesConfig) else _of_captions
+    points = []
+    for scale in scales:
+        own = Namespace(**{**vars(options), "guidance": scale})
+        own.json = options.json and options.json.with_name(f"{options.json.stem}-{scale:g}.json")
+        path, _ = one(own, trained, drawing.sampling(trained.experiment, settings.asked(own)))
+        points.append({"guidance": scale, **json.loads(path.read_text())})
+    path = options.json or options.run / f"guidance-{gallery.digest(points)}.json"
+    _write(path, {"scales": list(scales), "points": points})
+    drawn = plotting.draw(guidance_curve.plots(points), path.with_suffix(".png"))
+    return path, "\n".join([guidance_curve.table(points), drawn])
 
 
 def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingConfig, make: Make) -> Path:

@@ -11,6 +11,7 @@ from lab import config as configuration
 from lab.data.shapes import ShapesConfig
 from lab.errors import Refused
 from lab.experiment import Experiment
+from lab.scorer.stage import ScorerConfig
 from superres.fast_stage import FastStageConfig
 from superres.stage import GrownConfig
 from vae.codec import PixelsConfig
@@ -19,9 +20,9 @@ from vae.stage import VaeConfig
 DiffusionExperiment = Experiment[DiffusionConfig]
 TextToImageExperiment = Experiment[TextToImageConfig]
 """One whose run draws from prompts."""
-AnyStageConfig = DiffusionConfig | GrownConfig | VaeConfig | FastStageConfig
+AnyStageConfig = DiffusionConfig | GrownConfig | VaeConfig | FastStageConfig | ScorerConfig
 AnyExperiment = Experiment[Annotated[AnyStageConfig, Field(discriminator="kind")]]
-SUBJECTS = {"vae": "an autoencoder", "fast": "a fast decoder"}  # by the kind of their stage
+SUBJECTS = {"vae": "an autoencoder", "fast": "a fast decoder", "scorer": "a scorer"}  # by the kind of their stage
 
 
 def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
@@ -34,6 +35,11 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     check_size(experiment)
     if not isinstance(experiment.stage, TextToImageConfig) and experiment.evaluate.every_steps:
         raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
+    if isinstance(experiment.stage, ScorerConfig) and experiment.stage.near_misses and experiment.data.kind != "shapes":
+        raise Refused(
+            f"{path}: stage.near_misses={experiment.stage.near_misses} changes one thing of a caption, which is known "
+            "of data.kind=shapes alone: set it to 0"
+        )
     return experiment
 
 
@@ -52,6 +58,8 @@ def check_size(experiment: AnyExperiment) -> None:
             raise Refused(
                 f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
             )
+    elif isinstance(config, ScorerConfig):
+        factor, keys = config.tower.patch, "stage.tower.patch"
     else:
         factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
         if config.loss.equivariance:

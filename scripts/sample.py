@@ -7,6 +7,7 @@
     python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
     python scripts/sample.py runs/demo "a red circle" --best-of 8 --scorer prompt_accuracy --reject 12:0.5
+    python scripts/sample.py runs/emoji64 "a red fox" --best-of 8 --scorer runs/emoji64_scorer   # any prompt
     python scripts/sample.py runs/grown "a red circle"     # a model that was grown to larger pictures draws them itself
 
 Writes one PNG per picture, ``grid-<hash>.png`` with captions, and ``index.jsonl``. Picture j of a prompt depends on the
@@ -24,6 +25,7 @@ same command tries its own chunk again first. One process at a time draws into a
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     from diffusion.pipeline import Request
     from lab.errors import Refused
     from lab.training.signals import Stopper
-    from scripts import drawing, gallery, selecting, upscaling
+    from scripts import drawing, gallery, judges, selecting, upscaling
 
     if options.reject and not options.best_of:
         raise Refused("--reject gives up candidates of --best-of N: name N, or leave it out")
@@ -49,12 +51,15 @@ def main(argv: Sequence[str]) -> int:
     columns = options.num if options.num > 1 else None
     if options.best_of:
         gallery.check(options.num, options.negative, sampling)
-        plan = selecting.Plan(options.best_of, options.scorer, tuple(map(selecting.read_round, options.reject)))
+        rounds = tuple(map(selecting.read_round, options.reject))
+        plan = selecting.Plan(options.best_of, judges.read(options.scorer), rounds)
         requests = [Request(prompt, 0, options.negative) for prompt in prompts]
         with Stopper().listening() as stopper, gallery.alone(out):
             selector = selecting.Selector(trained, options.seed, sampling, plan, stopper.check)
             pictures, told = selecting.sample(selector, requests, options.num, out)
             print(f"{told}; {gallery.show(pictures, out, columns)}")
+            for warning in plan.panel.warnings(prompts):
+                print(warning, file=sys.stderr)
         return 0
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
     with Stopper().listening() as stopper, gallery.alone(out):

@@ -16,8 +16,13 @@ NAMES = (
 )
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag for each setting of the sampler; one that is not given keeps the run's own value."""
+def add_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add one flag for each setting of the sampler; one that is not given keeps the run's own value.
+
+    Args:
+        parser: of the script.
+        several: whether several scales of guidance may be given, which then are a tuple.
+    """
     add = parser.add_argument_group("settings of the sampler (defaults: the run's own, stage.sampling)").add_argument
     add(
         "--sampler",
@@ -25,7 +30,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--steps", type=int, help="steps, one denoiser call each (heun: two)")
     add("--spacing", help="of the steps: uniform, trailing, leading, quadratic, karras, logsnr, tangent or given")
-    add("--guidance", type=float, help="classifier-free scale; 1 is off")
+    if several:
+        add("--guidance", type=scales, help="classifier-free scale; 1 is off. Several, as in 1,1.5,2,3, give curves")
+    else:
+        add("--guidance", type=float, help="classifier-free scale; 1 is off")
     add("--eta", type=float, help="ddim, dpmpp_2m, dpmpp_3m: share of the noise of the reverse SDE, 0 to 1")
     add("--variance", help="ddpm: upper, lower or optimal (measured once, and kept in the run)")
     add("--churn", type=float, help="euler, heun: noise added and removed again, shared out over the steps")
@@ -40,15 +48,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, help="pictures per pass of the network; a part of the recipe")
 
 
+def scales(text: str) -> float | tuple[float, ...]:
+    """Read one scale of guidance, or several that increase: "1,1.5,2".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = tuple(float(part) for part in text.split(","))
+    if list(found) != sorted(set(found)):
+        raise ValueError(f"scales must increase: {text}")
+    return found if len(found) > 1 else found[0]
+
+
 def add_selection_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how the best of several candidates is found."""
     add = parser.add_argument_group("selection of the best of several candidates (with --best-of)").add_argument
     add(
         "--scorer",
         default="prompt_accuracy",
-        help="prompt_accuracy (share of the prompt's attributes that the verifier of the Shapes finds right, 0 to 1), "
-        "readable (1 if it can read the picture), or both with weights, prompt_accuracy=1,readable=0.5 (default: the "
-        "first). Both are the verifier that judges runs: what it selected and then judges is no evidence of quality",
+        help="who says which is best: prompt_accuracy (share of the prompt's attributes that the verifier of the "
+        "Shapes finds right, 0 to 1), readable (1 if it can read the picture), the folder of a run that has trained a "
+        "scorer, a published CLIP (clip:FOLDER, clip:ViT-B-32@weights.safetensors), or several with weights, as in "
+        "runs/scorer=1,readable=0.5 (default: the first)",
     )
     add(
         "--reject",

@@ -67,6 +67,8 @@ class FastStage:
         memory: what the contest with the critic remembers.
     """
 
+    needs_whole_batch = False
+
     def __init__(
         self,
         config: FastStageConfig,

@@ -35,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 TINY_VAE = ROOT / "tests" / "tiny_vae.yaml"
+TINY_SCORER = ROOT / "tests" / "tiny_scorer.yaml"
 GRACE_S = 5.0
 PORTS = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -233,13 +234,14 @@ def at(place: str, nth: int, act: Callable[[], None]) -> None:
     from diffusion.stage import DiffusionStage
     from diffusion.unet import UNet
     from lab.data.shapes import Shapes
+    from lab.scorer.stage import ScorerStage
     from lab.training import checkpoint
     from superres.fast_stage import FastStage
     from vae.stage import AutoencoderStage
 
     calls = Counter(nth)
     owners: dict[str, tuple[Any, ...]] = {
-        "loss": (DiffusionStage, AutoencoderStage, FastStage),
+        "loss": (DiffusionStage, AutoencoderStage, FastStage, ScorerStage),
         "sample": (Shapes,),
         "forward": (UNet,),
         "fsync": (os,),

@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("lab", "vae", "diffusion", "superres", "scripts")  # each may import those before it
 DOORS = {
     "transformers": ("lab.text.t5", "lab.text.auto"),
-    "open_clip": ("lab.text.clip", "lab.evaluation.clip_score", "lab.evaluation.scorer"),
+    "open_clip": ("lab.text.clip", "lab.evaluation.clip_score", "lab.scorer.*"),
     "torch_fidelity": ("lab.evaluation.*",),
     "diffusers": ("vae.published", "scripts.benchmarks.*"),
     "pyarrow": ("lab.data.index", "lab.data.parquet"),
-    "matplotlib": ("diffusion.effective_weight", "scripts.benchmarks.plots"),
+    "matplotlib": ("diffusion.effective_weight", "scripts.benchmarks.plots", "scripts.plotting"),
     "tensorboard": ("lab.rundir",),
     "torch.utils.tensorboard": ("lab.rundir",),
 }

@@ -50,6 +50,8 @@ class AutoencoderStage:
         memory: what the contest with the critic remembers.
     """
 
+    needs_whole_batch = False
+
     def __init__(
         self,
         config: VaeConfig,

@@ -12,6 +12,7 @@ from lab.data.shapes_scene import COLOURS, RELATIONS, SHAPES, SIZES, Noun, State
 from lab.errors import Refused
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 PLURALS = {shape: "crosses" if shape == "cross" else shape + "s" for shape in SHAPES}
 
 # {a}: the noun that the sentence is about; {b}: the other one; {nouns}: all; {is}, {sits}: agree with their subject.
@@ -93,6 +94,27 @@ def parse(caption: str) -> Statement:
             nouns = tuple(_read_noun(words) for words in re.split(r", | and ", listed))
             return Statement(nouns, found.get("relation"))
     raise Refused(f"{caption!r} is no caption of the Shapes world; one reads 'a red circle left of a blue square'")
+
+
+@lru_cache(maxsize=65536)
+def meaning(caption: str) -> str:
+    """Give the same text for captions that state the same, whatever their phrasing and the order of their nouns.
+
+    "a red circle left of a blue square" and "right of a blue square there is a red circle" are held to state what they
+    do: a relation and its opposite with the nouns changed are one.
+
+    Raises:
+        Refused: the text is no caption of this world.
+    """
+    return sense(parse(caption))
+
+
+def sense(statement: Statement) -> str:
+    """Give the same text for statements that are true of the same scenes; see ``meaning``."""
+    nouns, relation = sorted(statement.nouns, key=repr), statement.relation
+    if relation is not None and nouns[0] != statement.nouns[0]:
+        relation = OPPOSITES[relation]
+    return repr((nouns, relation))
 
 
 def every_word() -> list[str]:

@@ -1,8 +1,8 @@
-"""Confidence intervals of proportions and of means."""
+"""Confidence intervals of proportions, of means and of ratios of means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from statistics import fmean, stdev
 
 from lab.errors import NonFinite
@@ -71,3 +71,48 @@ def mean(values: Sequence[float], unit: str = "") -> Mean:
 
     value, half = fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / sqrt(n)
     return Mean(value, value - half, value + half, n, unit)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The ratio of two means over the same items with its 95 % interval.
+
+    Attributes:
+        value: the ratio.
+        low, high: the interval; infinite where the mean below may be 0.
+        n: items.
+        interval: the kind of interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    interval: str = "95 %, Fieller over items"
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """Give the ratio of the means of two values of the same items, at least 2, with Fieller's interval.
+
+    It holds every r at which the mean of ``above - r below`` is not told from 0 by Student's t: the roots of
+
+        (A - r B)^2 = t^2 var(a - r b) / n
+
+    Raises:
+        ValueError: fewer than 2 items, numbers that differ, or a mean below of 0.
+
+    Source: Fieller 1954, J. Royal Statistical Society B 16(2), 175.
+    """
+    n = len(above)
+    if n < 2 or len(below) != n or not fmean(below):
+        raise ValueError(f"a ratio needs at least 2 items with a mean below other than 0, not {n} and {len(below)}")
+    from scipy.special import stdtrit
+
+    a, b, scale = fmean(above), fmean(below), float(stdtrit(n - 1, 0.975)) ** 2 / (n * (n - 1))
+    saa, sbb = (scale * sum((x - mean) ** 2 for x in values) for values, mean in ((above, a), (below, b)))
+    sab = scale * sum((x - a) * (y - b) for x, y in zip(above, below, strict=True))
+    square, half, rest = b * b - sbb, a * b - sab, a * a - saa
+    if square <= 0:  # the mean below may be 0
+        return Ratio(a / b, -inf, inf, n)
+    width = sqrt(max(0.0, half * half - square * rest))
+    return Ratio(a / b, (half - width) / square, (half + width) / square, n)

@@ -17,16 +17,20 @@ class Stage(Protocol):
             from.
         memory: what it learns of its own training, often nothing: tensors that ``after_step`` alone changes, in place,
             and that are saved with the players.
+        needs_whole_batch: whether a sample's loss depends on the others of its step. The trainer then makes each step
+            in one pass, and the stage exchanges with other processes what the loss needs (``World.join``).
     """
 
     players: MutableMapping[str, nn.Module]
     memory: Mapping[str, Tensor]
+    needs_whole_batch: bool
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give one loss per sample (b,) for a player, and per-sample metrics: (b,) to be averaged, (b, ...) to be kept.
 
         Everything random is a function of the batch's slots, and a sample's loss does not depend on the others in the
-        batch. Losses without a gradient let a player beside the model rest: neither its weights nor its moments change.
+        batch, unless ``needs_whole_batch`` says so. Losses without a gradient let a player beside the model rest:
+        neither its weights nor its moments change.
         """
         ...
 

@@ -72,6 +72,12 @@ class Updater:
             )
         if config.shard and config.batch % runtime.world.size:
             raise Refused(f"train.shard needs a train.batch that {runtime.world.size} processes share evenly")
+        passes = len(config.windows(-(-config.batch // runtime.world.size)))
+        if stage.needs_whole_batch and passes > 1:
+            raise Refused(
+                f"train.micro_batch={config.micro_batch} makes a step in {passes} passes, but the loss of this stage "
+                "compares every sample of the step with every other: set train.micro_batch=0, or lower train.batch"
+            )
         self.stage, self._loader, self._runtime, self._config = stage, loader, runtime, config
         arithmetic = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
         self.optimizers = {name: build(player, config.optimizer, arithmetic) for name, player in stage.players.items()}
@@ -136,6 +142,11 @@ class Updater:
                 samples, problem = self._accumulate(name, window), None
             except torch.OutOfMemoryError as error:
                 samples, problem = {}, str(error).splitlines()[0]
+                if self.stage.needs_whole_batch:  # the others wait within their passes: nobody begins again
+                    raise OutOfMemory(
+                        f"memory ran out ({problem}), and the loss of this stage needs the whole batch at once: "
+                        "lower train.batch, or share it among more processes"
+                    ) from error
             if not self._runtime.world.largest(int(problem is not None)):
                 return samples
             if self._config.shard and self._runtime.world.size > 1:

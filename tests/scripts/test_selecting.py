@@ -12,9 +12,9 @@ from lab.errors import Refused
 from lab.evaluation.best_of_n import Round, Selection
 from lab.evaluation.prompt_accuracy import Verdict
 from lab.images import from_uint8, read_image, read_metadata, to_uint8
-from scripts import drawing, selecting
+from scripts import drawing, gallery, judges, saved, selecting, selection_curve
 from scripts.selecting import Plan, Selector
-from tests.faults import Done, Scripts
+from tests.faults import TINY_SCORER, Done, Scripts
 
 PROMPT, OTHER = "a red circle above a blue square", "a green ring"
 
@@ -27,10 +27,11 @@ def by_red(image: Tensor, prompt: str) -> Verdict:
 
 @pytest.fixture
 def selector(reference: Path, monkeypatch: pytest.MonkeyPatch) -> Selector:
-    monkeypatch.setattr(selecting, "judge", by_red)
+    monkeypatch.setattr(judges, "judge", by_red)
+    monkeypatch.setattr(selection_curve, "judge", by_red)
     trained = drawing.trained(reference)
     sampling = drawing.sampling(trained.experiment, {"steps": 4, "chunk": 8})
-    return Selector(trained, 5, sampling, Plan(8, "prompt_accuracy", (Round(2, 0.5),)), lambda: None)
+    return Selector(trained, 5, sampling, Plan(8, judges.read("prompt_accuracy"), (Round(2, 0.5),)), lambda: None)
 
 
 def drawn(selector: Selector, prompt: str, n: int) -> Tensor:
@@ -40,13 +41,13 @@ def drawn(selector: Selector, prompt: str, n: int) -> Tensor:
 
 def test_the_curve_is_brute_force(selector: Selector, tmp_path: Path) -> None:
     prompts = [PROMPT, OTHER, "a blue ring"]
-    found = selecting.quality(selector, prompts, [1, 2, 8], tmp_path)
+    found = selection_curve.quality(selector, prompts, [1, 2, 8], None, tmp_path)
     verdicts = [[by_red(image, prompt) for image in drawn(selector, prompt, 8)] for prompt in prompts]
     whole = [point for point in found["curve"] if not point["is_halved"]]
     assert [point["n"] for point in whole] == [1, 2, 8]
     for point in whole:
         best = [max(own[: point["n"]], key=lambda verdict: verdict.agreement) for own in verdicts]
-        assert point["right"] == sum(verdict.right for verdict in best) / 3
+        assert point["value"] == sum(verdict.right for verdict in best) / 3
         assert point["score"] == pytest.approx(sum(verdict.agreement for verdict in best) / 3)
         assert point["steps"] == 4 * point["n"]
     halved = [point for point in found["curve"] if point["is_halved"]]
@@ -54,11 +55,19 @@ def test_the_curve_is_brute_force(selector: Selector, tmp_path: Path) -> None:
     assert all(point["score"] <= twin["score"] for point, twin in zip(halved, whole, strict=True))
     selected = [each.scores[each.ranking[0]][4] for each in selector.draw([Request(prompt) for prompt in prompts])]
     assert halved[-1]["score"] == pytest.approx(sum(selected) / 3)  # the replay is what giving up really selects
-    text = selecting.table(found, 3)
+    (gain,) = [gain for gain in found["gains"] if gain["n"] == 8]
+    values = {(point["n"], point["is_halved"]): point["value"] for point in found["curve"]}
+    assert gain["lost"] == pytest.approx(values[8, False] - values[8, True])
+    if gain["ratio"]:
+        gains = [values[8, is_halved] - values[1, False] for is_halved in (True, False)]
+        assert gain["ratio"]["value"] == pytest.approx(gains[0] / gains[1])
+    (plot,) = selection_curve.plots(found)
+    assert [list(line.x) for line in plot.lines] == [[4, 8, 32], [4, 6, 24]]
+    text = selection_curve.table(found, 3)
     assert "warning: selected and judged by the same verifier" in text
     assert "best of 8 with 75% of the steps loses" in text
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert selecting.quality(selector, prompts, [1, 2, 8], tmp_path) == found
+    assert selection_curve.quality(selector, prompts, [1, 2, 8], None, tmp_path) == found
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
 
 
@@ -113,11 +122,11 @@ def test_the_best_are_kept_with_all_scores(selector: Selector, tmp_path: Path) -
 
 
 def test_judges_add_up_with_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selecting, "judge", by_red)
+    monkeypatch.setattr(judges, "judge", by_red)
     images = torch.linspace(-0.5, 0.5, 6).reshape(6, 1, 1, 1).expand(6, 3, 4, 4)
-    alone = selecting.judged_by("prompt_accuracy", [PROMPT])(images, [0] * 6)
+    alone = judges.read("prompt_accuracy").score([PROMPT])(images, [0] * 6)
     assert len(set(alone)) > 1
-    both = selecting.judged_by("prompt_accuracy=2,readable=0.5", [PROMPT])(images, [0] * 6)
+    both = judges.read("prompt_accuracy=2,readable=0.5").score([PROMPT])(images, [0] * 6)
     assert both == pytest.approx([2 * value + 0.5 for value in alone])
 
 
@@ -160,7 +169,7 @@ def test_from_the_command_line(script: Scripts, reference: Path, tmp_path: Path)
     assert done.code == 0, done.err
     assert [point["n"] for point in json.loads((tmp_path / "curve.json").read_text())["curve"]] == [1, 2]
     assert "warning: selected and judged by the same verifier" in done.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "curve.png", "out"]
     refused = script("evaluate", reference, "--best-of", "4,2", "--num", 10)
     assert "--best-of 4,2: must be increasing numbers of candidates" in refused.err.splitlines()[-1]
 
@@ -170,3 +179,57 @@ def test_sizes_are_read() -> None:
     for text in ("", "0,1", "2,2", "a"):
         with pytest.raises(Refused, match="--best-of"):
             selecting.read_sizes(text)
+
+
+@pytest.fixture(scope="module")
+def scorer_run(script: Scripts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scorer that was trained a few steps."""
+    run = tmp_path_factory.mktemp("scorer") / "run"
+    done = script("train", TINY_SCORER, "train.preview_every=0", "--run", run)
+    assert done.code == 0, done.err
+    return run
+
+
+def test_a_trained_scorer_selects_and_its_checkpoint_stands_in_the_recipe(
+    script: Scripts, reference: Path, scorer_run: Path, tmp_path: Path
+) -> None:
+    arguments = ("--best-of", 4, "--scorer", scorer_run, "--out", tmp_path / "out")
+    done = script("sample", reference, PROMPT, "a dog that no verifier knows", *arguments)
+    assert done.code == 0, done.err
+    assert f"the best 1 of 4 by {scorer_run}" in done.out
+    found = saved.read(scorer_run)
+    by = judges.trained(found)
+    record = json.loads(next((tmp_path / "out").glob("best-*.json")).read_text())
+    for candidates, recipe in zip(record["candidates"], record["pictures"], strict=True):
+        assert recipe["selected"]["judges"] == {str(scorer_run): dict(found.origin)}
+        scores = [each["3"] for each in candidates["scores"]]
+        assert len(set(scores)) == 4
+        assert recipe["number"] == scores.index(max(scores))
+        (path,) = (tmp_path / "out").glob(f"{recipe['number']:04d}-{gallery.digest(recipe)}.png")
+        cosine = by.cosines(read_image(path)[None], [recipe["prompt"]])
+        assert cosine.item() == pytest.approx(max(scores), abs=1e-5)
+
+
+def test_who_selects_and_who_judges_are_told_apart(
+    script: Scripts, reference: Path, scorer_run: Path, tmp_path: Path
+) -> None:
+    words = ("evaluate", reference, "--best-of", "1,2", "--num", 4, "--scorer", scorer_run)
+    done = script(*words, "--json", tmp_path / "verifier.json")
+    assert done.code == 0, done.err
+    assert "judged by the verifier" in done.out
+    assert "warning: selected" not in done.out
+    done = script(*words, "--judge", scorer_run, "--json", tmp_path / "same.json")
+    assert done.code == 0, done.err
+    assert "warning: selected and judged by the same scorer" in done.out
+    found = json.loads((tmp_path / "same.json").read_text())
+    for point in found["curve"]:
+        assert point["value"] == pytest.approx(point["score"])  # the judge is the scorer
+        assert point["low"] < point["value"] < point["high"]
+    refused = script("evaluate", reference, "--judge", "prompt_accuracy")
+    assert "--judge judges what --best-of N,N selects" in refused.err.splitlines()[-1]
+
+
+def test_the_run_of_something_else_is_no_scorer(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    done = script("sample", reference, PROMPT, "--best-of", 2, "--scorer", reference, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "trains no scorer: name a run with stage.kind=scorer" in done.err.splitlines()[-1]

@@ -18,7 +18,19 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training import checkpoint
 from lab.world import World
-from tests.faults import ENVIRONMENT, ROOT, TINY, Done, Scripts, in_double, nan_at, out_of_memory, signal_at, sleep_at
+from tests.faults import (
+    ENVIRONMENT,
+    ROOT,
+    TINY,
+    TINY_SCORER,
+    Done,
+    Scripts,
+    in_double,
+    nan_at,
+    out_of_memory,
+    signal_at,
+    sleep_at,
+)
 from tests.lab.training.test_resume import differences, measured
 from tests.lab.training.test_trainer import trainer
 
@@ -225,3 +237,22 @@ def test_torchrun_starts_them_as_the_page_on_clusters_says(script: Scripts, pair
     )
     assert done.returncode == 0, done.stderr
     assert differences(pair, tmp_path / "run") == set()
+
+
+def test_a_loss_of_the_whole_batch_is_the_same_in_two_processes(script: Scripts, tmp_path: Path) -> None:
+    """Each compares its own samples with all: features are joined, and gradients find their way back exactly."""
+    words = ("train.optimizer.matrices=adamw", "train.steps=4", "train.log_every=1", "--run")
+    assert script("train", TINY_SCORER, *words, tmp_path / "one", fault=(in_double,)).code == 0
+    done = script.together("train", TINY_SCORER, *words, tmp_path / "two", faults=[[(in_double,)], [(in_double,)]])
+    assert [each.code for each in done] == [0, 0], done[1].err  # 3 samples and 4
+    assert 0 < distance(tmp_path / "one", tmp_path / "two") <= 1e-10
+    for line, same in zip(measured(tmp_path / "one"), measured(tmp_path / "two"), strict=True):
+        assert line == pytest.approx(same, rel=1e-10)
+
+
+def test_a_scorer_that_was_killed_goes_on_bit_for_bit(script: Scripts, tmp_path: Path) -> None:
+    assert script("train", TINY_SCORER, "--run", tmp_path / "whole").code == 0
+    kill = (signal_at, "after_tensors", 2, SIGKILL)
+    assert script("train", TINY_SCORER, "--run", tmp_path / "cut", fault=kill).code == -SIGKILL
+    assert script("train", TINY_SCORER, "--run", tmp_path / "cut").code == 0
+    assert differences(tmp_path / "whole", tmp_path / "cut") == set()

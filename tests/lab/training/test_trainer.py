@@ -59,6 +59,7 @@ class Line:
             self.players["critic"] = nn.Linear(3, 1)
         self.spoilt, self.spoilt_by, self.most = spoilt, spoilt_by, most
         self.memory: Mapping[str, Tensor] = {"slots": torch.zeros(6, dtype=torch.int64)}
+        self.needs_whole_batch = False
         self.steps: list[Mapping[str, Tensor]] = []
         self.order: list[str] = []
 

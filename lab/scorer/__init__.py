@@ -1,0 +1,1 @@
+"""Scorers: how well a picture fits a text, as the cosine of the angle between two vectors."""
