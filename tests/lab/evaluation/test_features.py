@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lab.errors import BadData, Refused
 from lab.evaluation import features
-from lab.evaluation.distances import frechet, kernel
+from lab.evaluation.distances import frechet
 from lab.evaluation.features import EfficientNetLite0, extract, resize, torch_fidelity_class
+from lab.evaluation.kernel_distances import kernel
 
 
 class MeanColour:
