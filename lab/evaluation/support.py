@@ -8,8 +8,8 @@ A set's *support* is the union of balls around its images, each as large as the 
   distribution. **coverage**: the share of reference images with a sample in their ball (k = 5); 1 - 2^-k on average for
   two equally large sets of one distribution, and larger with more samples.
 
-All depend on n and m, so only figures of the same n and m may be compared. Intervals take the one set as it is and cover
-what other images of the other would give.
+All depend on n and m, so only figures of the same n and m may be compared. Intervals take the one set as it is and
+cover what other images of the other would give.
 
 Source: Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 2 and 3; Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4.
 """

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: against loops over all pairs, closed forms, and how often intervals cover."""
+"""Precision, recall, density and coverage: loops over all pairs, closed forms, and how often intervals cover."""
 
 import numpy as np
 import pytest
