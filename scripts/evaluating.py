@@ -24,6 +24,7 @@ from scripts import (
     experiments,
     gallery,
     measure,
+    panel,
     pictures_lab,
     saved,
     selecting,
@@ -32,6 +33,7 @@ from scripts import (
     vae_lab,
 )
 from scripts.drawing import Trained
+from scripts.panel import Panel
 
 Kept = tuple[Path, str]
 """The file of figures, and what they tell in words."""
@@ -51,47 +53,51 @@ def evaluate(options: Namespace) -> Kept:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
         return _of_pictures(options, vae_lab if experiment.stage.kind == "vae" else upscaling_lab)
     is_shapes = isinstance(experiment.data, ShapesConfig)
-    if not options.best_of:
-        if options.reject:
-            raise Refused("--reject gives up candidates of --best-of N,N: name their numbers, or leave it out")
-        _check_num(options, "prompts per kind" if is_shapes else "captions", with_distances=10 if is_shapes else 20)
+    if options.best_of:
+        return _of_selection(options, *_drawing(options))
+    if options.reject:
+        raise Refused("--reject gives up candidates of --best-of N,N: name their numbers, or leave it out")
+    asked = panel.choose(options, is_shapes=is_shapes)
+    what, least = ("prompts per kind", 10) if is_shapes else ("captions", 20)
+    _check_num(options, what, least, with_networks=bool(asked.extractors))
+    return (_of_prompts if is_shapes else _of_captions)(options, *_drawing(options), asked)
+
+
+def _drawing(options: Namespace) -> tuple[Trained, SamplingConfig]:
+    """The model, and how it draws."""
     trained = drawing.trained(options.run, options.checkpoint, options.weights)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
-    trained = drawing.with_variance(trained, sampling)
-    if options.best_of:
-        return _of_selection(options, trained, sampling)
-    return _of_prompts(options, trained, sampling) if is_shapes else _of_captions(options, trained, sampling)
+    return drawing.with_variance(trained, sampling), sampling
 
 
-def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
+def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Kept:
     """Whether the prompts of the Shapes are obeyed."""
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
-        found = measure.everything(
-            trained, sampling, options.num, kept, stopper.check, with_distances=not options.no_distances
-        )
+        found = measure.everything(trained, sampling, options.num, kept, stopper.check, asked)
         for kind, images in found.images.items():
             for index, image in enumerate(images):
                 save_png(outcomes.picture_of(path, kind, index), image)
-        outcomes.write(outcomes.path_of(path), found.prompts, found.verdicts)
+        if found.verdicts:
+            outcomes.write(outcomes.path_of(path), found.prompts, found.verdicts)
         _write(path, found.figures)
 
-    what = {"num": options.num, "distances": not options.no_distances}
+    what = {"num": options.num, **asked.identity}
     path = _once(options, "evaluation", [trained.origin, what], sampling, make)
     return path, measure.table(json.loads(path.read_text()))
 
 
-def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
+def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Kept:
     """How pictures of captions are like those of the data."""
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
         draw = partial(measure.draw, trained, sampling, kept, stopper.check)
-        networks = not options.no_distances
-        figures, sheets = pictures_lab.everything(trained.experiment.data, options.num, draw, with_networks=networks)
+        data, poll = trained.experiment.data, stopper.check
+        figures, sheets = pictures_lab.everything(data, options.num, draw, asked, kept, poll)
         _save_sheets(path, sheets)
         _write(path, {"origin": dict(trained.origin), "sampling": sampling.model_dump(mode="json"), **figures})
 
-    what = {"num": options.num, "networks": not options.no_distances}
+    what = {"num": options.num, **asked.identity}
     path = _once(options, "evaluation", [trained.origin, what], sampling, make)
     return path, pictures_lab.table(json.loads(path.read_text()))
 
@@ -136,7 +142,9 @@ def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingCon
 
 def _of_pictures(options: Namespace, lab: Any) -> Kept:
     """What a model makes of pictures that it is given."""
-    _check_num(options, "pictures", with_distances=20)
+    if options.metrics:
+        raise Refused("--metrics is for runs that draw from prompts: leave it out")
+    _check_num(options, "pictures", 20, with_networks=not options.no_distances)
     if asked := settings.asked(options):
         raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
     found = saved.read(options.run, options.checkpoint, options.weights)
@@ -151,11 +159,11 @@ def _of_pictures(options: Namespace, lab: Any) -> Kept:
     return path, lab.table(json.loads(path.read_text()))
 
 
-def _check_num(options: Namespace, what: str, with_distances: int) -> None:
+def _check_num(options: Namespace, what: str, with_distances: int, *, with_networks: bool) -> None:
     """Refuse too few of something."""
-    least = 2 if options.no_distances else with_distances
+    least = with_distances if with_networks else 2
     if options.num < least:
-        way_out = "" if options.no_distances else ", or 2 with --no-distances"
+        way_out = ", or 2 with --no-distances" if with_networks else ""
         raise Refused(f"--num {options.num}: at least {least} {what}{way_out}")
 
 
