@@ -63,8 +63,9 @@ def _measure(folder: Path, summary: Path, num: int) -> None:
 
     from lab.storage import write_whole
     from lab.training.signals import Stopper
-    from scripts import drawing, measure
+    from scripts import drawing, measure, panel
 
+    asked = panel.of_shapes()
     trained = drawing.trained(folder)
     sampling = trained.experiment.stage.sampling
     facts = {
@@ -76,7 +77,7 @@ def _measure(folder: Path, summary: Path, num: int) -> None:
     began = time.perf_counter()
     # All in one go, or the seconds would be those of the rest alone.
     with Stopper().listening() as stopper, tempfile.TemporaryDirectory() as kept:
-        figures = measure.everything(trained, sampling, num, Path(kept), stopper.check).figures
+        figures = measure.everything(trained, sampling, num, Path(kept), stopper.check, asked).figures
     facts["evaluate_seconds"] = round(time.perf_counter() - began, 1)
     write_whole(summary, (json.dumps({**facts, **figures}, indent=2) + "\n").encode())
 

@@ -58,6 +58,11 @@ from pathlib import Path
 from scripts import settings
 from scripts.entry import EXIT_CODES, run
 
+METRICS = (
+    "what to measure: prompt, diversity, distances, precision_recall, memorization, which need no download (default: "
+    "those of them that go with the data), and fid, kid, fd_dinov2, cmmd, clip, which need weights; docs/evaluation.md"
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate; see the module's text."""
@@ -92,6 +97,26 @@ def _parser() -> argparse.ArgumentParser:
         "--no-distances",
         action="store_true",
         help="leave out what pretrained networks measure, which needs them and the extra 'evaluate'",
+    )
+    add("--metrics", metavar="NAME,NAME", help=METRICS)
+    add(
+        "--inception",
+        type=Path,
+        help="file of Inception-v3's published weights, for fid and kid (default: torch's cache)",
+    )
+    add(
+        "--inception-resize",
+        choices=("tensorflow", "clean"),
+        default="tensorflow",
+        help="filter: that of the first FID and torch-fidelity, or clean-fid's (default tensorflow)",
+    )
+    add("--clip", metavar="NAME", help="a CLIP for clip and cmmd: folder, ARCHITECTURE:TAG or ARCHITECTURE:FILE")
+    add("--dinov2", metavar="NAME", help="folder or repository of a DINOv2, for fd_dinov2")
+    add(
+        "--cache",
+        type=Path,
+        default=Path("data/cache/features"),
+        help="keeps the features of the data, by content (default data/cache/features)",
     )
     add("--best-of", metavar="N,N", help="measure the best of so many candidates instead, as in 1,2,4,8,16")
     settings.add_selection_flags(parser)

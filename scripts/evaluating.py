@@ -27,6 +27,7 @@ from scripts import (
     heldout,
     judges,
     measure,
+    panel,
     pictures_lab,
     plotting,
     saved,
@@ -38,6 +39,7 @@ from scripts import (
     vae_lab,
 )
 from scripts.drawing import Trained
+from scripts.panel import Panel
 
 LABS = {"vae": vae_lab, "fast": upscaling_lab, "scorer": scorer_lab}  # by the kind of stage that draws no prompts
 Kept = tuple[Path, str]
@@ -58,53 +60,56 @@ def evaluate(options: Namespace) -> Kept:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
         return _of_pictures(options, LABS[experiment.stage.kind])
     is_shapes = isinstance(experiment.data, ShapesConfig)
-    if not options.best_of:
-        if options.judge:
-            raise Refused("--judge judges what --best-of N,N selects: name their numbers, or leave it out")
-        if options.reject:
-            raise Refused("--reject gives up candidates of --best-of N,N: name their numbers, or leave it out")
-        _check_num(options, "prompts per kind" if is_shapes else "captions", with_distances=10 if is_shapes else 20)
-    trained = drawing.trained(options.run, options.checkpoint, options.weights)
-    if isinstance(options.guidance, tuple):
-        if options.best_of or options.variance == "optimal":
-            raise Refused("--guidance with several scales goes with neither --best-of nor --variance optimal")
-        return _of_guidance(options, trained)
-    sampling = drawing.sampling(trained.experiment, settings.asked(options))
-    trained = drawing.with_variance(trained, sampling)
+    if isinstance(options.guidance, tuple) and (options.best_of or options.variance == "optimal"):
+        raise Refused("--guidance with several scales goes with neither --best-of nor --variance optimal")
     if options.best_of:
-        return _of_selection(options, trained, sampling)
-    return _of_prompts(options, trained, sampling) if is_shapes else _of_captions(options, trained, sampling)
+        return _of_selection(options, *_drawing(options))
+    for flag in ("judge", "reject"):
+        if getattr(options, flag):
+            raise Refused(f"--{flag} goes with --best-of N,N: name the numbers of candidates, or leave it out")
+    asked = panel.choose(options, is_shapes=is_shapes)
+    what, least = ("prompts per kind", 10) if is_shapes else ("captions", 20)
+    _check_num(options, what, least, with_networks=bool(asked.extractors))
+    if isinstance(options.guidance, tuple):
+        return _of_guidance(options, asked)
+    return (_of_prompts if is_shapes else _of_captions)(options, *_drawing(options), asked)
 
 
-def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
+def _drawing(options: Namespace) -> tuple[Trained, SamplingConfig]:
+    """The model, and how it draws."""
+    trained = drawing.trained(options.run, options.checkpoint, options.weights)
+    sampling = drawing.sampling(trained.experiment, settings.asked(options))
+    return drawing.with_variance(trained, sampling), sampling
+
+
+def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Kept:
     """Whether the prompts of the Shapes are obeyed."""
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
-        found = measure.everything(
-            trained, sampling, options.num, kept, stopper.check, with_distances=not options.no_distances
-        )
+        found = measure.everything(trained, sampling, options.num, kept, stopper.check, asked)
         for kind, images in found.images.items():
             for index, image in enumerate(images):
                 save_png(outcomes.picture_of(path, kind, index), image)
-        outcomes.write(outcomes.path_of(path), found.prompts, found.verdicts)
+        if found.verdicts:
+            outcomes.write(outcomes.path_of(path), found.prompts, found.verdicts)
         _write(path, found.figures)
 
-    what = {"num": options.num, "distances": not options.no_distances}
+    what = {"num": options.num, **asked.identity}
     path = _once(options, "evaluation", [trained.origin, what], sampling, make)
     return path, measure.table(json.loads(path.read_text()))
 
 
-def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
+def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Kept:
     """How pictures of captions are like those of the data."""
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
         draw = partial(measure.draw, trained, sampling, kept, stopper.check)
-        networks = not options.no_distances
-        figures, sheets = pictures_lab.everything(trained.experiment.data, options.num, draw, with_networks=networks)
+        data, poll = trained.experiment.data, stopper.check
+        figures, sheets = pictures_lab.everything(data, options.num, draw, asked, kept, poll)
         _save_sheets(path, sheets)
         _write(path, {"origin": dict(trained.origin), "sampling": sampling.model_dump(mode="json"), **figures})
 
-    what = {"num": options.num, "networks": not options.no_distances}
+    what = {"num": options.num, **asked.identity}
     path = _once(options, "evaluation", [trained.origin, what], sampling, make)
     return path, pictures_lab.table(json.loads(path.read_text()))
 
@@ -134,15 +139,15 @@ def _of_selection(options: Namespace, trained: Trained, sampling: SamplingConfig
     return path, "\n".join(told)
 
 
-def _of_guidance(options: Namespace, trained: Trained) -> Kept:
+def _of_guidance(options: Namespace, asked: Panel) -> Kept:
     """The figures over scales of guidance: one evaluation of each, kept as any other, and curves of them all."""
-    data, scales = trained.experiment.data, options.guidance
-    one = _of_prompts if isinstance(data, ShapesConfig) else _of_captions
+    trained, scales = drawing.trained(options.run, options.checkpoint, options.weights), options.guidance
+    one = _of_prompts if isinstance(trained.experiment.data, ShapesConfig) else _of_captions
     points = []
     for scale in scales:
         own = Namespace(**{**vars(options), "guidance": scale})
         own.json = options.json and options.json.with_name(f"{options.json.stem}-{scale:g}.json")
-        path, _ = one(own, trained, drawing.sampling(trained.experiment, settings.asked(own)))
+        path, _ = one(own, trained, drawing.sampling(trained.experiment, settings.asked(own)), asked)
         points.append({"guidance": scale, **json.loads(path.read_text())})
     path = options.json or options.run / f"guidance-{gallery.digest(points)}.json"
     _write(path, {"scales": list(scales), "points": points})
@@ -172,7 +177,9 @@ def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingCon
 
 def _of_pictures(options: Namespace, lab: Any) -> Kept:
     """What a model makes of pictures that it is given."""
-    _check_num(options, "pictures", with_distances=20)
+    if options.metrics:
+        raise Refused("--metrics is for runs that draw from prompts: leave it out")
+    _check_num(options, "pictures", 20, with_networks=not options.no_distances)
     if asked := settings.asked(options):
         raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
     found = saved.read(options.run, options.checkpoint, options.weights)
@@ -187,11 +194,11 @@ def _of_pictures(options: Namespace, lab: Any) -> Kept:
     return path, lab.table(json.loads(path.read_text()))
 
 
-def _check_num(options: Namespace, what: str, with_distances: int) -> None:
+def _check_num(options: Namespace, what: str, with_distances: int, *, with_networks: bool) -> None:
     """Refuse too few of something."""
-    least = 2 if options.no_distances else with_distances
+    least = with_distances if with_networks else 2
     if options.num < least:
-        way_out = "" if options.no_distances else ", or 2 with --no-distances"
+        way_out = ", or 2 with --no-distances" if with_networks else ""
         raise Refused(f"--num {options.num}: at least {least} {what}{way_out}")
 
 

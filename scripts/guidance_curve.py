@@ -16,7 +16,7 @@ def _accuracies(point: Point) -> Group:
     if "prompt_accuracy" in point:
         kinds: Group = point["prompt_accuracy"]
         return kinds
-    return {f"{name}, held out": found["recalled"]["heldout"] for name, found in point["spaces"].items()}
+    return {f"{name}, held out": found["recalled"]["heldout"] for name, found in point.get("spaces", {}).items()}
 
 
 def _distances(point: Point) -> Group:

@@ -14,15 +14,14 @@ from tqdm import tqdm
 
 from diffusion.pipeline import Poll, Request, SamplingConfig
 from lab.data.shapes import Shapes, ShapesConfig, prompts, prompts_hash
-from lab.evaluation.distances import distances
 from lab.evaluation.diversity import diversity
-from lab.evaluation.features import EfficientNetLite0, extract
 from lab.evaluation.prompt_accuracy import Verdict, judge, shares
 from lab.images import from_uint8, to_uint8
 from lab.storage import write_whole
-from scripts import gallery
+from scripts import gallery, panel
 from scripts.drawing import Trained
 from scripts.experiments import world_of
+from scripts.panel import Panel
 
 KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
 PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds
@@ -48,10 +47,8 @@ class Measured(NamedTuple):
     images: Mapping[str, Tensor]
 
 
-def everything(
-    trained: Trained, sampling: SamplingConfig, num: int, kept: Path, poll: Poll, *, with_distances: bool = True
-) -> Measured:
-    """Measure prompt accuracy, diversity and distances.
+def everything(trained: Trained, sampling: SamplingConfig, num: int, kept: Path, poll: Poll, asked: Panel) -> Measured:
+    """Measure prompt accuracy, diversity, and likeness to held-out renders.
 
     Args:
         trained: the run's model.
@@ -60,15 +57,15 @@ def everything(
         kept: a folder that keeps each chunk of pictures when it is drawn, and in which the next call finds it if this
             one is killed; the caller removes it.
         poll: called between steps, chunks and pictures.
-        with_distances: whether to compare with held-out pictures, which needs the extra "evaluate".
+        asked: which figures.
 
     Raises:
         Refused: the run's data is not the Shapes world.
     """
     world = world_of(trained.experiment)
-    extractor = EfficientNetLite0() if with_distances else None
     drawn = partial(draw, trained, sampling, kept, poll)
-    lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in KINDS}
+    kinds = KINDS if "prompt" in asked.metrics else KINDS[: bool(asked.extractors)]
+    lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in kinds}
     figures: dict[str, Any] = {
         "origin": dict(trained.origin),
         "trained": {name: trained.state[name] for name in ("step", "seen", "seconds") if name in trained.state},
@@ -81,36 +78,38 @@ def everything(
     for kind, texts in lists.items():
         images = drawn([Request(text, number) for number, text in enumerate(texts)], kind)
         shown[kind] = images[:SHOWN]
-        verdicts[kind] = [judge(image, text) for image, text in zip(_polled(images, poll), texts, strict=True)]
-        found = {name: asdict(share) for name, share in shares(verdicts[kind]).items()}
-        figures["prompt_accuracy"][kind] = {**found.pop("right"), "attributes": found}
-        if kind == "pair" and extractor is not None:
-            figures["distances"] = _distances(images, world, extractor, poll)
-    images = drawn([Request(OPEN_PROMPT, number) for number in range(2 * num)], OPEN_PROMPT)
-    spread = diversity(_polled(images, poll), OPEN_PROMPT)
-    figures["diversity"] = {"prompt": OPEN_PROMPT, **{name: asdict(openness) for name, openness in spread.items()}}
+        if "prompt" in asked.metrics:
+            verdicts[kind] = [judge(image, text) for image, text in zip(_polled(images, poll), texts, strict=True)]
+            found = {name: asdict(share) for name, share in shares(verdicts[kind]).items()}
+            figures["prompt_accuracy"][kind] = {**found.pop("right"), "attributes": found}
+        if kind == "pair" and asked.extractors:
+            figures |= asked.likeness(to_uint8(images), texts, renders(world, len(images)), kept, poll)
+    if "diversity" in asked.metrics:
+        images = drawn([Request(OPEN_PROMPT, number) for number in range(2 * num)], OPEN_PROMPT)
+        spread = diversity(_polled(images, poll), OPEN_PROMPT)
+        figures["diversity"] = {"prompt": OPEN_PROMPT, **{name: asdict(each) for name, each in spread.items()}}
     return Measured(figures, lists, verdicts, shown)
 
 
 def table(figures: Mapping[str, Any]) -> str:
     """Lay the figures out for a terminal."""
-    rows = ["", f"{'prompt accuracy':<28}{'right':>7}  {'95 % interval':<15}{'n':>5}   attributes"]
+    lines = [""]
+    if figures["prompt_accuracy"]:
+        lines.append(f"{'prompt accuracy':<28}{'right':>7}  {'95 % interval':<15}{'n':>5}   attributes")
     for kind, share in figures["prompt_accuracy"].items():
         parts = "  ".join(f"{name} {part['value']:.3f}" for name, part in share["attributes"].items())
-        rows.append(
+        lines.append(
             f"{kind:<28}{share['value']:>7.3f}  {share['low']:.3f} - {share['high']:.3f}  {share['n']:>5}   {parts}"
         )
-    for figure in figures.get("distances", []):
-        notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
-        interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"
-        rows.append(f"{figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{notes}")
-    spread = {name: part for name, part in figures["diversity"].items() if name != "prompt"}
-    parts = ", ".join(
-        f"{name} {part['tv']:.3f} (renders {part['tv_renders']:.3f}, limit {part['limit']:.3f})"
-        for name, part in spread.items()
-    )
-    rows.append(f"what {figures['diversity']['prompt']!r} leaves open, distance to the world's law: {parts}")
-    return "\n".join(rows)
+    lines += panel.rows(figures)
+    if spread := dict(figures.get("diversity", {})):
+        prompt = spread.pop("prompt")
+        parts = ", ".join(
+            f"{name} {part['tv']:.3f} (renders {part['tv_renders']:.3f}, limit {part['limit']:.3f})"
+            for name, part in spread.items()
+        )
+        lines.append(f"what {prompt!r} leaves open, distance to the world's law: {parts}")
+    return "\n".join(lines)
 
 
 def draw(
@@ -144,15 +143,10 @@ def _polled(items: Iterable[_Item], poll: Poll) -> Iterator[_Item]:
         yield item
 
 
-def _distances(images: Tensor, data: ShapesConfig, extractor: EfficientNetLite0, poll: Poll) -> list[dict[str, Any]]:
-    """Distances of pictures of pairs to as many held-out renders of pairs."""
+def renders(data: ShapesConfig, num: int) -> Tensor:
+    """Give the first held-out renders of pairs, (num, 3, H, W) bytes."""
     world = Shapes(data.model_copy(update={"mixture": {"pair": 1.0}}), split="heldout")
-    real = torch.stack([world.sample(PROMPT_SEED, slot).image for slot in range(len(images))])
-    features = [
-        extract(_polled(to_uint8(pictures).split(8), poll), extractor, progress=True) for pictures in (images, real)
-    ]
-    provenance = {"weights_sha256": extractor.weights_sha256, "resize": extractor.resize}
-    return [{**asdict(figure), **provenance} for figure in distances(features[0], features[1], extractor.name)]
+    return to_uint8(torch.stack([world.sample(PROMPT_SEED, slot).image for slot in range(num)]))
 
 
 def images_per_second(trained: Trained, sampling: SamplingConfig, chunks: int = 3) -> float:

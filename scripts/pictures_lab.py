@@ -1,7 +1,7 @@
 """The figures of a text-to-image run on pictures of somebody's own: likeness, recall, and whether it copies."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,33 +10,39 @@ from torch import Tensor
 
 from diffusion.pipeline import Request
 from lab.data.sources import AnyData
-from lab.evaluation.distances import NUM_GROUPS, distances
-from lab.evaluation.features import EfficientNetLite0, extract
+from lab.evaluation.distances import NUM_GROUPS
+from lab.evaluation.features import described
 from lab.evaluation.intervals import wilson
 from lab.evaluation.memorization import LEAST, Memorization, Neighbours, memorization, nearest
 from lab.images import from_uint8, grid, to_uint8
 from lab.resampling import bicubic
-from scripts import heldout
+from scripts import heldout, panel
 from scripts.heldout import Pictures
-from scripts.paired import CHUNK
+from scripts.paired import CHUNK, Poll
+from scripts.panel import Panel
 
 MOST = 5000  # pictures of a side that samples are compared with
 SIDE = 64  # in pixels, at which pictures are compared
 SHOWN = 16  # samples of a side, and closest pairs, on a sheet
 SIDES = ("train", "heldout")
+PARTS = {"recalled": "prompt", "copies": "memorization"}  # of what is found in a space, and the metric that asks for it
 
 Draw = Callable[[Sequence[Request], str], Tensor]
 Sheets = dict[str, Image.Image]
 
 
-def everything(data: AnyData, num: int, draw: Draw, *, with_networks: bool) -> tuple[dict[str, Any], Sheets]:
+def everything(
+    data: AnyData, num: int, draw: Draw, asked: Panel, kept: Path, poll: Poll
+) -> tuple[dict[str, Any], Sheets]:
     """Measure pictures drawn for captions that were trained on, and for held-out ones.
 
     Args:
         data: of the run.
         num: captions of each side, if there are as many.
         draw: gives the pictures of requests, (n, 3, H, W) in [-1, 1].
-        with_networks: whether to compare features, which needs pretrained weights, or pixels alone.
+        asked: which figures.
+        kept: a folder that keeps features of the pictures that are drawn.
+        poll: called between passes of a network.
 
     Returns:
         JSON values and sheets by name.
@@ -44,40 +50,33 @@ def everything(data: AnyData, num: int, draw: Draw, *, with_networks: bool) -> t
     Raises:
         Refused: nothing, or too little, is held out.
     """
-    spaces = _spaces(with_networks)  # first what may not be there
     sides = {"heldout": heldout.pictures(data, "heldout", MOST, least=max(LEAST, NUM_GROUPS))}
     sides["train"] = heldout.pictures(data, "train", MOST)
     samples = {side: to_uint8(draw(_requests(sides[side], num), f"{side} captions")) for side in SIDES}
-    figures: dict[str, Any] = {"pictures": {side: sides[side].facts for side in SIDES}}
-    figures["spaces"], closest = {}, {}
-    for name, describe in spaces.items():
-        real = {side: describe(pictures.images) for side, pictures in sides.items()}
-        drawn = {side: describe(images) for side, images in samples.items()}
-        found, copies, neighbours = _space(sides, real, drawn)
-        figures["spaces"][name] = found
-        closest[name] = _closest(samples["heldout"], sides, copies, neighbours)
-        if name != "pixels":
-            made = distances(drawn["heldout"], real["heldout"], name)
-            figures["distances"] = [
-                {**asdict(figure), "weights_sha256": EfficientNetLite0.weights_sha256} for figure in made
-            ]
+    figures: dict[str, Any] = {"pictures": {side: sides[side].facts for side in SIDES}, "spaces": {}}
+    made, real = samples["heldout"], sides["heldout"]
+    figures |= asked.likeness(made, real.captions[: len(made)], real.images, kept, poll)
     sheets = {}
+    for name, describe in _spaces(asked, poll).items():
+        features = {side: describe(pictures.images, asked.cache) for side, pictures in sides.items()}
+        drawn = {side: describe(images, kept / "features") for side, images in samples.items()}
+        found, copies, neighbours = _space(sides, features, drawn)
+        figures["spaces"][name] = {part: found[part] for part, metric in PARTS.items() if metric in asked.metrics}
+        if "memorization" in asked.metrics:
+            sheets[f"closest-{name.split('-')[0]}"] = _closest(made, sides, copies, neighbours)
     for side in SIDES:
         shown = samples[side][:SHOWN]
         sheets[side] = grid(from_uint8(shown), sides[side].captions[: len(shown)], columns=8)
-    return figures, {**sheets, **{f"closest-{name.split('-')[0]}": sheet for name, sheet in closest.items()}}
+    return figures, sheets
 
 
 def table(figures: Mapping[str, Any]) -> str:
     """Lay the figures out for a terminal."""
     numbers = {side: facts["num"] for side, facts in figures["pictures"].items()}
     rows = ["", f"compared with {numbers['train']:,} pictures to train on and {numbers['heldout']:,} held-out ones"]
-    for figure in figures.get("distances", []):
-        notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
-        interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"
-        rows.append(f"{figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{notes}")
+    rows += panel.rows(figures)
     for name, found in figures["spaces"].items():
-        for side, shares in found["recalled"].items():
+        for side, shares in found.get("recalled", {}).items():
             for kind, share in {
                 "caption": shares,
                 **{f"{kind} caption": share for kind, share in shares["kinds"].items()},
@@ -86,7 +85,8 @@ def table(figures: Mapping[str, Any]) -> str:
                     f"{name}: the nearest {side} picture carries the {kind} that was asked for: {share['value']:.3f}  "
                     f"[{share['low']:.3f}, {share['high']:.3f}]  n {share['n']}, by chance {share['chance']:.4f}"
                 )
-        rows.append(f"{name}: {found['copies']['verdict']}")
+        if "copies" in found:
+            rows.append(f"{name}: {found['copies']['verdict']}")
     return "\n".join(rows)
 
 
@@ -94,12 +94,13 @@ def _requests(pictures: Pictures, num: int) -> list[Request]:
     return [Request(caption, number) for number, caption in enumerate(pictures.captions[:num])]
 
 
-def _spaces(with_networks: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What pictures are compared by: (n, 3, H, W) bytes -> (n, d)."""
-    spaces: dict[str, Callable[[Tensor], Tensor]] = {"pixels": _thumbnails}
-    if with_networks:
-        extractor = EfficientNetLite0()
-        spaces[extractor.name] = lambda images: extract(images.split(CHUNK), extractor, progress=True)
+def _spaces(asked: Panel, poll: Poll) -> dict[str, Callable[[Tensor, Path], Tensor]]:
+    """What pictures are compared by: (n, 3, H, W) bytes and a folder of features -> (n, d)."""
+    if not asked.metrics.intersection(PARTS.values()):
+        return {}
+    spaces: dict[str, Callable[[Tensor, Path], Tensor]] = {"pixels": lambda images, _: _thumbnails(images)}
+    if extractor := asked.extractors.get("lite0"):
+        spaces[extractor.name] = lambda images, folder: described(images, extractor, folder, poll)
     return spaces
 
 

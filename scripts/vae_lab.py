@@ -16,9 +16,10 @@ from torch import Tensor
 from lab import runtime as runtimes
 from lab.data.shapes import ShapesConfig
 from lab.evaluation import baselines, perceptual
-from lab.evaluation.distances import NUM_GROUPS, frechet, kernel
+from lab.evaluation.distances import NUM_GROUPS, frechet
 from lab.evaluation.features import EfficientNetLite0, extract
 from lab.evaluation.intervals import wilson
+from lab.evaluation.kernel_distances import kernel
 from lab.evaluation.pairs import Values, compare
 from lab.evaluation.perceptual import Lite0
 from lab.evaluation.prompt_accuracy import Proportion, accuracy

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("lab", "vae", "diffusion", "superres", "scripts")  # each may import those before it
 DOORS = {
-    "transformers": ("lab.text.t5", "lab.text.auto"),
+    "transformers": ("lab.text.t5", "lab.text.auto", "lab.evaluation.dinov2"),
     "open_clip": ("lab.text.clip", "lab.evaluation.clip_score", "lab.scorer.*"),
     "torch_fidelity": ("lab.evaluation.*",),
     "diffusers": ("vae.published", "scripts.benchmarks.*"),
@@ -35,7 +35,10 @@ UNSAFE_SETTINGS = {
     "share": "True",
     "trust_remote_code": "True",
 }
-PINNED = ("lab.evaluation.features: torch.load",)  # weights_only, on a file whose SHA-256 was compared before
+PINNED = (
+    "lab.evaluation.features: torch.load",
+    "lab.evaluation.inception: torch.load",
+)  # weights_only, on a file whose SHA-256 was compared before
 LAZY = ("transformers", "open_clip", "torch_fidelity", "tensorboard", "matplotlib", "scipy", "pyarrow", "diffusers")
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 

@@ -10,7 +10,9 @@ What is done with the features belongs in ``distances``.
 import functools
 import hashlib
 import importlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, final
 
@@ -18,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lab.cache import TensorCache
 from lab.errors import BadData, Refused
 
+CHUNK = 8  # images per pass: 4 to 8 are fastest on a CPU
 Lite = Literal["lite0", "lite1", "lite2"]
 WEIGHTS: dict[Lite, str] = {
     "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -48,7 +52,7 @@ class Extractor(Protocol):
         ...
 
 
-def extract(images: Iterable[Tensor], extractor: Extractor, *, chunk: int = 8, progress: bool = False) -> Tensor:
+def extract(images: Iterable[Tensor], extractor: Extractor, *, chunk: int = CHUNK, progress: bool = False) -> Tensor:
     """Describe a stream of images without holding it in memory.
 
     The extractor always sees ``chunk`` images, the last time padded, so the features do not depend on how the stream
@@ -57,7 +61,7 @@ def extract(images: Iterable[Tensor], extractor: Extractor, *, chunk: int = 8, p
     Args:
         images: batches (b, 3, H, W), uint8 RGB, of any b and of one H and W.
         extractor: what describes them.
-        chunk: images per call; 4 to 8 is fastest on a CPU.
+        chunk: images per call.
         progress: draw a progress bar.
 
     Returns:
@@ -67,15 +71,71 @@ def extract(images: Iterable[Tensor], extractor: Extractor, *, chunk: int = 8, p
         Refused: the stream is empty or its images differ in size.
         ValueError: a batch is not uint8 (b, 3, H, W).
     """
-    features = []
-    with tqdm(desc=extractor.name, unit="image", disable=not progress) as bar:
-        for part in _rechunk(images, chunk):
-            padding = part[-1:].expand(chunk - len(part), -1, -1, -1)
-            features.append(extractor(torch.cat((part, padding)))[: len(part)].cpu())
-            bar.update(len(part))
+    features = list(_passes(images, extractor, chunk, progress))
     if not features:
         raise Refused(f"no images for {extractor.name} to describe: a distance needs images in both sets")
     return torch.cat(features)
+
+
+def described(images: Tensor, extractor: Extractor, folder: Path, poll: Callable[[], None]) -> Tensor:
+    """Describe images, each of them once for ever: what was described before is read from a cache, by its content.
+
+    Args:
+        images: (n, 3, H, W) uint8 RGB, n at least 1.
+        extractor: what describes them.
+        folder: of caches, one per extractor; finished features are in it also when this is interrupted.
+        poll: called between passes.
+
+    Returns:
+        (n, width) float32 on the CPU, equal to what ``extract`` gives.
+
+    Raises:
+        Refused, ValueError: as from ``extract``.
+        StorageFailed: the disk of the cache is full or refuses.
+    """
+    identity = json.dumps([extractor.name, extractor.weights_sha256, extractor.resize])
+    cache = TensorCache(folder / hashlib.sha256(identity.encode()).hexdigest()[:32])
+    names = [content(image) for image in images]
+    missing = {name: image for name, image in zip(names, images, strict=True) if name not in cache}
+    order, parts = list(missing), (torch.stack(few) for few in _few(list(missing.values()), CHUNK))
+    try:
+        for number, features in enumerate(_passes(parts, extractor, CHUNK, progress=True)):
+            cache.add(dict(zip(order[number * CHUNK :], features.split(1), strict=False)))
+            poll()
+    finally:
+        cache.flush()
+    if not names:
+        raise Refused(f"no images for {extractor.name} to describe: a distance needs images in both sets")
+    found = [cache.get(name) for name in names]
+    return torch.cat([row for row in found if row is not None])
+
+
+def content(images: Tensor) -> str:
+    """Hash images by their bytes and shape."""
+    shape = json.dumps([str(images.dtype), *images.shape]).encode()
+    return hashlib.sha256(shape + images.contiguous().numpy().tobytes()).hexdigest()
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute without gradients and in full float32, whatever precision is in force around it."""
+    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), convolutions:
+        yield
+
+
+def _passes(images: Iterable[Tensor], extractor: Extractor, chunk: int, progress: bool) -> Iterator[Tensor]:
+    """Describe a stream, ``chunk`` images at a time: (b, width) each."""
+    with tqdm(desc=extractor.name, unit="image", disable=not progress) as bar:
+        for part in _rechunk(images, chunk):
+            padding = part[-1:].expand(chunk - len(part), -1, -1, -1)
+            yield extractor(torch.cat((part, padding)))[: len(part)].cpu()
+            bar.update(len(part))
+
+
+def _few(images: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
 
 
 def _rechunk(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -123,12 +183,10 @@ class EfficientNetLite0:
         return _describe(self.network, images)
 
 
-@torch.no_grad()
 def _describe(network: Any, images: Tensor) -> Tensor:
-    """Run EfficientNet up to its pooled features in full float32, whatever precision is in force around it."""
+    """Run EfficientNet up to its pooled features."""
     device = next(network.parameters()).device
-    full = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.autocast(device.type, enabled=False), full:
+    with full_precision(device):
         pixels = (resize(images.to(device), 224) - 127) / 128
         maps: Tensor = network.extract_features(pixels.contiguous(memory_format=torch.channels_last))
         return maps.mean(dim=(2, 3))  # (b, 1280)

@@ -170,49 +170,65 @@ class Published(NamedTuple):
 
     Attributes:
         file: its weights, in safetensors.
-        shape: of its text transformer, as open_clip writes it.
+        model: its shape, as open_clip writes it.
         quick_gelu: whether its blocks have OpenAI's approximation of the gelu.
+        preprocess: how it wants its images, as open_clip writes it; what is not said is as CLIP's.
     """
 
     file: Path
-    shape: Mapping[str, Any]
+    model: Mapping[str, Any]
     quick_gelu: bool
+    preprocess: Mapping[str, Any]
+
+    @property
+    def shape(self) -> Mapping[str, Any]:
+        """Of its text transformer."""
+        text: Mapping[str, Any] = self.model.get("text_cfg", {})
+        return text
 
 
-def find(name: str, allow_download: bool) -> Published:
+def find(name: str, allow_download: bool, setting: str = "text.pretrained", remedy: str = weights.REMEDY) -> Published:
     """Find a published CLIP by folder, repository, or open_clip's name and tag.
+
+    Args:
+        name: of the CLIP.
+        allow_download: whether the hub may be asked for what is not in its cache.
+        setting: that holds the name, for messages.
+        remedy: what to do where there is none.
 
     Raises:
         Refused: it is nowhere on this machine, unknown to open_clip, or not in safetensors.
     """
     architecture, colon, tag = name.partition(":")
     if not colon or Path(name).is_dir():
-        folder = weights.find(name, allow_download)
-        settings = pretrained.settings_of(folder / "open_clip_config.json", weights.REMEDY)
+        folder = pretrained.find(setting, name, weights.TOKENIZER, allow_download, remedy)
+        settings = pretrained.settings_of(folder / "open_clip_config.json", remedy)
         model = settings.get("model_cfg", settings)
-        return Published(_weights_in(folder), model.get("text_cfg", {}), bool(model.get("quick_gelu")))
+        preprocess = settings.get("preprocess_cfg", {})
+        return Published(_weights_in(folder, remedy), model, bool(model.get("quick_gelu")), preprocess)
     import open_clip
 
     model = open_clip.get_model_config(architecture)
     if model is None:
         known = nearest(architecture, open_clip.list_models())
-        raise Refused(f"text.pretrained={name}: open_clip knows no model {architecture}{known}")
+        raise Refused(f"{setting}={name}: open_clip knows no model {architecture}{known}")
     published = open_clip.get_pretrained_cfg(architecture, tag)
     quick_gelu = bool(published.get("quick_gelu") or model.get("quick_gelu"))
     if Path(tag).is_file():
         if Path(tag).suffix != ".safetensors":
-            raise Refused(f"text.pretrained={name}: only weights in safetensors are read")
-        return Published(Path(tag), model["text_cfg"], quick_gelu)
+            raise Refused(f"{setting}={name}: only weights in safetensors are read")
+        return Published(Path(tag), model, quick_gelu, published)
     repository = published.get("hf_hub", "").strip("/")
     if not repository:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-        raise Refused(f"text.pretrained={name}: {tag} is no file and no tag of {architecture} (known: {tags})")
-    return Published(_weights_in(weights.find(repository, allow_download)), model["text_cfg"], quick_gelu)
+        raise Refused(f"{setting}={name}: {tag} is no file and no tag of {architecture} (known: {tags})")
+    folder = pretrained.find(setting, repository, weights.TOKENIZER, allow_download, remedy)
+    return Published(_weights_in(folder, remedy), model, quick_gelu, published)
 
 
-def _weights_in(folder: Path) -> Path:
+def _weights_in(folder: Path, remedy: str) -> Path:
     """The one file of weights; a repository may hold some for other libraries beside open_clip's own."""
-    found = pretrained.files(folder, weights.REMEDY)
+    found = pretrained.files(folder, remedy)
     return next((file for file in found if file.name == "open_clip_model.safetensors"), found[0])
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.errors import BadData
-from lab.evaluation.distances import kernel
 from lab.evaluation.features import EfficientNetLite0, extract
+from lab.evaluation.kernel_distances import kernel
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.images import from_uint8, to_uint8
 from lab.storage import write_whole

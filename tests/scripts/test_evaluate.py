@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from lab.data.shapes import prompts
 from lab.evaluation import outcomes
@@ -61,19 +63,57 @@ def test_the_same_figures_are_not_measured_twice_and_no_file_is_overwritten(
     assert (tmp_path / "mine.json").read_text() == "mine"
 
 
+def test_figures_of_networks_from_a_folder_say_what_they_are_of(
+    script: Scripts, reference: Path, encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    command = ("evaluate", reference, "--num", 10, "--metrics", "clip,cmmd", "--clip", encoder_folder("clip"))
+    places = ("--cache", tmp_path / "cache", "--json", tmp_path / "a.json")
+    done = script(*command, *places)
+    assert done.code == 0, done.err
+    figures = json.loads((tmp_path / "a.json").read_text())
+    (score,), (distance,) = figures["clip"], figures["distances"]
+    assert score["name"] == "clip_score (clip-16x1-16-32)"
+    assert distance["name"].startswith("kernel distance (rbf, median bandwidth of the reference set)")
+    for figure in (score, distance):
+        assert (figure["n"], figure["resize"]) == (20, "bicubic, antialiased, 32")
+        assert len(figure["weights_sha256"]) == len(figure["reference_sha256"]) == 64
+        assert figure["name"] in done.out
+    assert figures["prompt_accuracy"] == {}
+    assert not (tmp_path / "a.outcomes.jsonl").exists()
+    assert [path.name for path in (tmp_path / "cache").glob("*/*.safetensors")]  # of the renders alone
+    assert not list(tmp_path.glob("*.drawn"))
+
+
 @pytest.mark.slow
 def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: Path, tmp_path: Path) -> None:
-    assert script("evaluate", reference, "--num", 10, "--json", tmp_path / "a.json").code == 0
-    for figure in json.loads((tmp_path / "a.json").read_text())["distances"]:
+    assert script("evaluate", reference, "--num", 10, "--json", tmp_path / "a.json", "--cache", tmp_path).code == 0
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert [figure["name"].split()[0] for figure in figures["support"]] == [
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    ]
+    for figure in figures["distances"]:
         assert figure["n"] == 20
         assert "efficientnet-lite0" in figure["name"]
-        assert {"weights_sha256", "resize", "low", "high"} <= figure.keys()
+        assert {"weights_sha256", "resize", "reference_sha256", "low", "high"} <= figure.keys()
 
 
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
         (("--num", 1, "--no-distances"), "--num 1: at least 2 prompts per kind"),
+        (("--metrics", "prompt,fidd"), "--metrics fidd: no such metric; did you mean fid?; known are prompt, "),
+        (("--metrics", "memorization"), "the Shapes are drawn anew for every sample"),
+        (("--metrics", "fid", "--no-distances"), "--no-distances leaves nothing of --metrics"),
+        (
+            ("--metrics", "fid", "--inception", "no.pth"),
+            "the weights of inception-v3 are not at no.pth: fetch https://",
+        ),
+        (("--metrics", "cmmd"), "--metrics clip and cmmd need the weights of a CLIP: give --clip a folder"),
+        (("--metrics", "fd_dinov2"), "--metrics fd_dinov2 needs the weights of DINOv2: give --dinov2 a folder"),
+        (("--metrics", "clip", "--clip", "nobody/nothing"), "--clip=nobody/nothing: neither a folder here nor in"),
         (("--num", 9), "--num 9: at least 10 prompts per kind, or 2 with --no-distances"),
         (("--sampler", "eular", "--no-distances"), "sampler settings: sampler: "),
         (("--checkpoint", "step-00000077", "--no-distances"), "no checkpoint step-00000077 there"),
@@ -86,6 +126,25 @@ def test_mistakes_are_told_with_their_remedy(
     assert (done.code, done.out) == (2, "")
     assert answer in done.err.splitlines()[-1]
     assert not list(reference.glob("evaluation*"))
+
+
+def test_a_malicious_file_of_weights_is_not_opened(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    file, flag = tmp_path / "pt_inception-2015-12-05-6726825d.pth", tmp_path / "flag"
+    torch.save({"conv": Flag(flag)}, file)
+    done = script("evaluate", reference, "--metrics", "fid", "--inception", file)
+    assert done.code == 2
+    assert "is not the published file of weights" in done.err.splitlines()[-1]
+    assert not flag.exists()
+
+
+class Flag:
+    """What a malicious pickle does when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
 
 
 def test_a_folder_that_is_no_run(script: Scripts, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What is measured of a model of somebody's own pictures, with models whose every figure is known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from lab.data.collection import Collection
 from lab.data.folder import Folder
 from lab.data.split import SplitConfig
 from lab.errors import Refused
+from lab.evaluation.features import Extractor
 from lab.images import from_uint8, save_png
 from lab.randomness import normal
-from scripts import heldout, pictures_lab
+from scripts import heldout, panel, pictures_lab
 from tests.faults import TINY, Scripts
 
 NUM = 160
@@ -46,8 +48,18 @@ def fresh(requests: Sequence[Request], what: str) -> Tensor:
     return normal(1, what, range(len(requests)), (3, 8, 8)).clamp(-1, 1)
 
 
+def measured(
+    data: Collection, draw: pictures_lab.Draw, *metrics: panel.Metric, extractors: Mapping[str, Extractor] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure without any network of another's."""
+    networks = {"distances": "lite0", "precision_recall": "lite0", "diversity": "lite0"} if extractors else {}
+    asked = panel.Panel(frozenset(metrics), networks, extractors or {}, Path(data.cache or "") / "features")
+    kept = Path(data.cache or "") / "kept"
+    return pictures_lab.everything(data, 40, draw, asked, kept, lambda: None)
+
+
 def test_a_model_that_copies_is_told_so_and_recalls_what_it_was_trained_on(data: Collection) -> None:
-    figures, sheets = pictures_lab.everything(data, 40, copying(data), with_networks=False)
+    figures, sheets = measured(data, copying(data), "prompt", "memorization")
     found = figures["spaces"]["pixels"]
     assert found["recalled"]["train"]["value"] == 1
     assert found["recalled"]["train"]["chance"] == pytest.approx(1 / figures["pictures"]["train"]["num"])
@@ -67,17 +79,46 @@ def test_recall_is_told_of_each_kind_of_caption() -> None:
 
 
 def test_new_pictures_are_no_copies_and_carry_captions_by_chance(data: Collection) -> None:
-    figures, _ = pictures_lab.everything(data, 40, fresh, with_networks=False)
+    figures, _ = measured(data, fresh, "prompt", "memorization")
     found = figures["spaces"]["pixels"]
     assert found["copies"]["low"] == 0
     assert found["recalled"]["train"]["value"] < 0.15
     assert "no sign of copies" in pictures_lab.table(figures)
 
 
+class Corner:
+    """Eight features that are pixels."""
+
+    name, width, weights_sha256, resize = "corner", 8, "0" * 64, "none"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :8].float()
+
+
+def test_only_what_is_asked_for_is_measured(data: Collection) -> None:
+    extractors = {"lite0": Corner()}
+    figures, sheets = measured(data, fresh, "distances", "precision_recall", "diversity", extractors=extractors)
+    assert figures.keys() == {"pictures", "spaces", "distances", "support", "vendi"}
+    assert figures["spaces"] == {}
+    assert sheets.keys() == {"train", "heldout"}
+    told = pictures_lab.table(figures)
+    for name in ("kernel_distance", "frechet_distance", "precision", "recall", "density", "coverage", "vendi_score"):
+        assert f"{name} (corner)" in told
+    for figure in (figure for section in panel.SECTIONS for figure in figures.get(section, [])):
+        assert figure["weights_sha256"] == "0" * 64
+        assert len(figure["reference_sha256"]) == 64
+        assert figure["resize"] == "none"
+        assert figure["interval"]
+        assert figure["target"]
+        assert (figure["n"], figure["m"]) in {(40, 64), (40, 0)}
+    recalled, _ = measured(data, fresh, "prompt")
+    assert recalled["spaces"]["pixels"].keys() == {"recalled"}
+
+
 def test_too_few_held_out_pictures_are_refused(data: Collection) -> None:
     few = data.model_copy(update={"split": SplitConfig(heldout=0.1)})
     with pytest.raises(Refused, match="heldout side are too few"):
-        pictures_lab.everything(few, 40, fresh, with_networks=False)
+        measured(few, fresh, "prompt")
 
 
 def test_a_run_is_evaluated_once_with_its_sheets(script: Scripts, data: Collection, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from math import comb
 
 import numpy as np
 import pytest
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from lab.errors import NonFinite, Refused
 from lab.evaluation import distances as module
-from lab.evaluation.distances import Figure, distances, frechet, kernel
+from lab.evaluation.distances import distances, frechet
+from lab.evaluation.figure import Figure
+from lab.evaluation.kernel_distances import kernel
 
 pytest.importorskip("torch_fidelity")
 SHAPES = [(500, 64), pytest.param(2000, 256, marks=pytest.mark.slow), (128, 256), (64, 512)]
@@ -28,19 +29,6 @@ def whitened(n: int, d: int, seed: int) -> Tensor:
     return torch.linalg.qr(x).Q * (n - 1) ** 0.5
 
 
-def polynomial_mmd(mean: np.ndarray, std: float) -> float:
-    """Squared MMD between N(0, I) and N(mean, std^2 I): (x.y)^k is the inner product of k-th moment tensors."""
-
-    def moments(mu: np.ndarray, s: float) -> list[np.ndarray]:
-        eye = np.eye(len(mu))
-        pairs = [np.einsum(f"{i},{j}{k}->ijk", mu, eye) for i, j, k in ("ijk", "jik", "kij")]
-        third = np.einsum("i,j,k->ijk", mu, mu, mu) + s**2 * sum(pairs)
-        return [np.ones(1), mu, s**2 * eye + np.outer(mu, mu), third]
-
-    d, both = len(mean), zip(moments(np.zeros_like(mean), 1.0), moments(mean, std), strict=True)
-    return sum(comb(3, k) * d**-k * float(np.square(p - q).sum()) for k, (p, q) in enumerate(both))
-
-
 # Frechet distance
 
 
@@ -52,7 +40,7 @@ def test_frechet_agrees_with_torch_fidelity_and_the_fast_form(n: int, d: int) ->
     stats = [fid_features_to_statistics(x) for x in (a, b)]
     theirs = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
     assert frechet(a, b, "x").value == pytest.approx(theirs, rel=1e-12)
-    assert module._frechet_value(a.numpy(), b.numpy()) == pytest.approx(theirs, rel=1e-6, abs=1e-4)
+    assert module.frechet_value(a.numpy(), b.numpy()) == pytest.approx(theirs, rel=1e-6, abs=1e-4)
 
 
 @pytest.mark.parametrize(("n", "d"), [(500, 64), (300, 128)])
@@ -64,7 +52,7 @@ def test_frechet_agrees_with_a_matrix_square_root(n: int, d: int) -> None:
     shift = a.mean(axis=0) - b.mean(axis=0)
     oracle = shift @ shift + np.trace(first + second - 2 * sqrtm(first @ second).real)
     assert frechet(torch.from_numpy(a), torch.from_numpy(b), "x").value == pytest.approx(oracle, rel=1e-8)
-    assert module._frechet_value(a, b) == pytest.approx(oracle, rel=1e-8)
+    assert module.frechet_value(a, b) == pytest.approx(oracle, rel=1e-8)
 
 
 def test_frechet_of_exact_normals_is_the_closed_form() -> None:
@@ -100,7 +88,7 @@ def test_frechet_interval_covers_the_expected_value(shift: float) -> None:
     truth = np.mean([figure.value for figure in figures])
     covered = np.mean([figure.low <= truth <= figure.high for figure in figures])
     assert covered >= 0.93
-    widths = np.array([figure.high - figure.low for figure in figures]) / (2 * module._STUDENT)
+    widths = np.array([figure.high - figure.low for figure in figures]) / (2 * module.STUDENT)
     ratio = np.sqrt(np.mean(widths**2)) / np.std([figure.value for figure in figures])
     assert 0.9 < ratio < 1.7  # wide where the pairs dominate (shift 0), never narrow
 
@@ -109,86 +97,21 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     from scipy.special import stdtrit
 
     a, b = normal(4007, 1, 0).numpy(), 2 * normal(3011, 1, 1).numpy()
-    errors = [module._jackknife_error(lambda x, y: float(x.mean() - y.mean()), a + k, b) for k in range(2)]
+    errors = [module.jackknife_error(lambda x, y: float(x.mean() - y.mean()), a + k, b) for k in range(2)]
     assert errors[0] == pytest.approx(np.sqrt(1 / 4007 + 4 / 3011), rel=0.35)  # 19 degrees of freedom
     assert errors[0] == pytest.approx(errors[1], rel=1e-9)
-    assert stdtrit(module.NUM_GROUPS - 1, 0.975) == pytest.approx(module._STUDENT)
+    assert stdtrit(module.NUM_GROUPS - 1, 0.975) == pytest.approx(module.STUDENT)
 
 
 def test_jackknife_leaves_out_equally_many_rows_each_time() -> None:
     """Otherwise the bias, which follows the number of rows, would pass for spread."""
     a, b = normal(510, 1, 0).numpy(), normal(399, 1, 0).numpy()
-    assert module._jackknife_error(lambda x, y: 1e5 / len(x) + 1e5 / len(y), a, b) < 1e-9
+    assert module.jackknife_error(lambda x, y: 1e5 / len(x) + 1e5 / len(y), a, b) < 1e-9
 
 
 def test_jackknife_lets_paired_rows_leave_together() -> None:
     a = normal(400, 1, 0).numpy()
-    assert module._jackknife_error(lambda x, y: float(x.mean() - y.mean()), a, a + 1) < 1e-12
-
-
-# Kernel distance
-
-
-def test_kernel_agrees_with_torch_fidelity() -> None:
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
-    a, b = normal(300, 64, 0), 1.1 * normal(300, 64, 1) + 0.1
-    theirs = kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=300, rng_seed=2020, verbose=False)
-    assert kernel(a, b, "x").value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-12)
-
-
-def test_kernel_is_the_mean_over_pairs_and_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = normal(31, 5, 0), normal(23, 5, 1) + 0.4
-    k = [((x @ y.T) / 5 + 1) ** 3 for x, y in ((a, a), (b, b), (a, b))]
-    within = [(m.sum() - m.trace()) / (len(m) * (len(m) - 1)) for m in k[:2]]
-    whole = kernel(a, b, "x")
-    assert whole.value == pytest.approx(float(sum(within) - 2 * k[2].mean()), abs=1e-12)
-    monkeypatch.setattr(module, "_ROWS", 7)
-    blocks = kernel(a, b, "x")
-    assert (blocks.value, blocks.low) == pytest.approx((whole.value, whole.low), abs=1e-10)
-
-
-def test_kernel_splits_a_matrix_into_effects_and_pairs() -> None:
-    """The closed sums are those of the residuals of a least-squares fit, written out."""
-    x, y = normal(9, 3, 0).numpy(), normal(7, 3, 1).numpy()
-    k = (x @ x.T / 3 + 1) ** 3
-    rows, columns = np.nonzero(~np.eye(9, dtype=bool))
-    design = np.eye(9)[rows] + np.eye(9)[columns]
-    left = np.linalg.lstsq(design, k[rows, columns])[1]
-    assert module._within(x)[2] == pytest.approx(left.item() / (9 * 6))
-    k = (x @ y.T / 3 + 1) ** 3
-    left = k - k.mean(0) - k.mean(1, keepdims=True) + k.mean()
-    assert module._between(x, y)[3] == pytest.approx(np.square(left).sum() / (8 * 6))
-
-
-def test_kernel_of_equal_distributions_is_zero_on_average() -> None:
-    values = [kernel(normal(60, 8, 2 * i), normal(50, 8, 2 * i + 1), "x").value for i in range(50)]
-    assert min(values) < 0 < max(values)
-    assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / 50**0.5
-
-
-@pytest.mark.parametrize("num_sets", [300, pytest.param(1000, marks=pytest.mark.slow)])
-def test_kernel_interval_covers_the_true_distance(num_sets: int) -> None:
-    mean, std = np.full(8, 0.5), 1.0
-    truth = polynomial_mmd(mean, std)
-    figures = [kernel(normal(300, 8, 2 * i), 0.5 + std * normal(200, 8, 2 * i + 1), "x") for i in range(num_sets)]
-    values = np.array([figure.value for figure in figures])
-    errors = np.array([figure.high - figure.value for figure in figures]) / module._NORMAL
-    assert abs(values.mean() - truth) < 3 * values.std() / num_sets**0.5
-    assert np.mean(errors**2) == pytest.approx(values.var(), rel=0.2)
-    assert 0.93 <= np.mean([figure.low <= truth <= figure.high for figure in figures]) <= 0.97
-
-
-def test_kernel_variance_is_unbiased_at_small_n() -> None:
-    """At 20 and 15 images the pairs matter as much as the images."""
-    pairs = [(normal(20, 8, 2 * i).numpy(), normal(15, 8, 2 * i + 1).numpy() + 0.3) for i in range(2000)]
-    values, errors = np.array([module._mmd(a, b) for a, b in pairs]).T
-    assert np.mean(errors**2) == pytest.approx(values.var(), rel=0.12)
-
-
-def test_kernel_interval_errs_wide_when_nothing_differs() -> None:
-    figures = [kernel(normal(100, 8, 2 * i), normal(80, 8, 2 * i + 1), "x") for i in range(200)]
-    assert np.mean([figure.low <= 0 <= figure.high for figure in figures]) >= 0.95
+    assert module.jackknife_error(lambda x, y: float(x.mean() - y.mean()), a, a + 1) < 1e-12
 
 
 # What figures say
@@ -203,12 +126,40 @@ def test_a_figure_names_extractor_numbers_interval_and_target() -> None:
         assert figure.target
 
 
-def test_the_trustworthy_distance_stands_first() -> None:
+def test_the_kernel_distance_stands_first_below_ten_thousand_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def names(n: int) -> list[str]:
-        return [figure.name for figure in distances(normal(n, 30, 0), normal(60, 30, 1), "x")]
+        return [figure.name for figure in distances(normal(n, 3, 0), normal(60, 3, 1), "x")]
 
-    assert names(29) == ["kernel_distance (x)", "frechet_distance (x)"]
-    assert names(30) == ["frechet_distance (x)", "kernel_distance (x)"]
+    assert names(60) == ["kernel_distance (x)", "frechet_distance (x)"]
+    monkeypatch.setattr(module, "KERNEL_FIRST", 50)
+    assert names(49) == ["kernel_distance (x)", "frechet_distance (x)"]
+    assert names(50) == ["frechet_distance (x)", "kernel_distance (x)"]
+
+
+def test_published_names_are_for_published_features_and_enough_images() -> None:
+    def names(extractor: str, n: int) -> list[str]:
+        return [figure.name for figure in distances(normal(n, 30, 0), normal(60, 30, 1), extractor)]
+
+    assert names("inception-v3", 30) == ["KID (inception-v3)", "FID (inception-v3)"]
+    assert names("inception-v3", 29) == ["KID (inception-v3)", "frechet_distance (inception-v3)"]
+    assert names("dinov2-vit-l14", 30) == ["kernel_distance (dinov2-vit-l14)", "FD-DINOv2 (dinov2-vit-l14)"]
+    assert names("dinov2-16x2-14", 30)[1] == "frechet_distance (dinov2-16x2-14)"
+
+
+def test_streamed_parts_merge_into_the_whole() -> None:
+    """Means and covariances of four parts, merged, give the distance of the whole."""
+    a, b = normal(400, 16, 0).numpy(), 1.3 * normal(300, 16, 1).numpy() + 0.2
+    parts = np.array_split(a, 4)
+    mean = sum(len(x) * x.mean(axis=0) for x in parts) / len(a)
+    scatter = sum(
+        (len(x) - 1) * np.cov(x, rowvar=False) + len(x) * np.outer(x.mean(axis=0) - mean, x.mean(axis=0) - mean)
+        for x in parts
+    )
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    merged = [{"mu": mean, "sigma": scatter / (len(a) - 1)}, {"mu": b.mean(axis=0), "sigma": np.cov(b, rowvar=False)}]
+    theirs = fid_statistics_to_metric(*merged, verbose=False)["frechet_inception_distance"]
+    assert frechet(torch.from_numpy(a), torch.from_numpy(b), "x").value == pytest.approx(theirs, rel=1e-10)
 
 
 def test_figures_repeat_exactly_and_leave_the_global_generator_alone() -> None:

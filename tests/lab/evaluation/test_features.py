@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from lab.errors import BadData, Refused
 from lab.evaluation import features
-from lab.evaluation.distances import frechet, kernel
-from lab.evaluation.features import EfficientNetLite0, extract, resize, torch_fidelity_class
+from lab.evaluation.distances import frechet
+from lab.evaluation.features import EfficientNetLite0, described, extract, resize, torch_fidelity_class
+from lab.evaluation.kernel_distances import kernel
 
 
 class MeanColour:
@@ -99,6 +101,54 @@ def test_progress_is_drawn_only_when_asked_for(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
     extract([images(3, 0)], MeanColour(), progress=True)
     assert "mean-colour" in capsys.readouterr().err
+
+
+# What was described before
+
+
+def polled() -> None:
+    """Nobody asks to stop."""
+
+
+def test_images_are_described_once_for_ever(tmp_path: Path) -> None:
+    x, extractor = images(19, 0), MeanColour()
+    x[3] = x[11]
+    found = described(x, extractor, tmp_path, polled)
+    torch.testing.assert_close(found, extract([x], MeanColour()), rtol=0, atol=0)
+    assert extractor.seen == [8, 8, 8]
+    again = MeanColour()
+    assert torch.equal(described(x.flip(0), again, tmp_path, polled), found.flip(0))
+    assert again.seen == []
+    x[0] += 1
+    assert not torch.equal(described(x, again, tmp_path, polled)[0], found[0])
+    assert again.seen == [8]
+
+
+def test_other_weights_or_another_filter_are_another_cache(tmp_path: Path) -> None:
+    x, extractor = images(8, 0), MeanColour()
+    for name, value in (("name", "other"), ("weights_sha256", "1"), ("resize", "bilinear")):
+        setattr(extractor, name, value)
+        described(x, extractor, tmp_path, polled)
+        described(x, extractor, tmp_path, polled)
+    assert extractor.seen == [8, 8, 8]
+
+
+def test_what_was_described_before_an_interruption_is_kept(tmp_path: Path) -> None:
+    x, extractor = images(40, 0), MeanColour()
+
+    def stop() -> None:
+        if len(extractor.seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        described(x, extractor, tmp_path, stop)
+    described(x, extractor, tmp_path, polled)
+    assert extractor.seen == [8] * 5
+
+
+def test_no_images_are_refused_by_the_cache_too(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no images for mean-colour"):
+        described(torch.empty(0, 3, 8, 8, dtype=torch.uint8), MeanColour(), tmp_path, polled)
 
 
 # Resize
