@@ -157,6 +157,16 @@ def losses_of(output: Tensor, x0: Tensor, noised: Noised, config: DenoisingConfi
     return config.loss(square_error(output, target), level)
 
 
+def charts_of(config: DenoisingConfig) -> dict[str, Image.Image]:
+    """Draw what the loss weighs at which noise level, where matplotlib is installed."""
+    try:
+        picture = effective_weight.chart(config.schedule, config.parameterization, config.loss.weight, config.times)
+    except ModuleNotFoundError as error:
+        log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
+        return {}
+    return {"effective_weight": picture}
+
+
 class DiffusionStage:
     """Trains a ``TextToImage`` on the codec's latents of captioned images.
 
@@ -237,10 +247,4 @@ class DiffusionStage:
 
     def charts(self) -> Mapping[str, Image.Image]:
         """Draw what the loss weighs at which noise level, where matplotlib is installed."""
-        config = self.config
-        try:
-            picture = effective_weight.chart(config.schedule, config.parameterization, config.loss.weight, config.times)
-        except ModuleNotFoundError as error:
-            log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
-            return {}
-        return {"effective_weight": picture}
+        return charts_of(self.config)

@@ -119,9 +119,7 @@ class UNet(nn.Module):
         last: the shape of the features that the head sees.
     """
 
-    def __init__(
-        self, config: UNetConfig, channels: int, text_width: int, pooled_width: int, beside: int = 0
-    ) -> None:
+    def __init__(self, config: UNetConfig, channels: int, text_width: int, pooled_width: int, beside: int = 0) -> None:
         super().__init__()
         self.factor = config.factor
         self.last = Features(config.widths[0], config.patch)

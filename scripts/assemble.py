@@ -32,13 +32,15 @@ from scripts import growing, latent, saved
 from scripts.evaluators import evaluators
 from scripts.experiments import AnyExperiment, AnyStageConfig, TextToImageExperiment, check_size, text_to_image
 from scripts.saved import Saved
+from superres import cascade_stage
 from superres import stage as growth
+from superres.cascade_stage import CascadeConfig, CascadeStage
 from superres.fast_stage import FastStage, FastStageConfig
 from superres.stage import GrownConfig
 from vae.codec import Pixels
 from vae.stage import AutoencoderStage
 
-AnyStage = DiffusionStage | AutoencoderStage | FastStage
+AnyStage = DiffusionStage | AutoencoderStage | FastStage | CascadeStage
 Asked = TypeVar("Asked", bound=AnyExperiment)
 
 
@@ -88,12 +90,15 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
     config = experiment.stage
     if isinstance(config, TextToImageConfig):
         return diffusion_stage(cast(TextToImageExperiment, experiment), runtime)
-    wanted = config.loss.perceptual
-    network = runtime.place(perceptual.build(wanted)) if wanted else None
 
     def originals(num: int) -> Tensor:  # opened when it is asked: a model is built also where its data is not
         return Loader(source(experiment.data), experiment.seed).batch(range(num)).images
 
+    if isinstance(config, CascadeConfig):
+        cascade = cascade_stage.build(config, experiment.text, experiment.seed, runtime)
+        return CascadeStage(config, cascade, experiment.seed, originals, runtime)
+    wanted = config.loss.perceptual
+    network = runtime.place(perceptual.build(wanted)) if wanted else None
     if isinstance(config, FastStageConfig):
         return FastStage(config, experiment.seed, network, originals, runtime)
     return AutoencoderStage(config, experiment.seed, network, originals, runtime)

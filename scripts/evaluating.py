@@ -21,6 +21,7 @@ from lab.storage import write_whole
 from lab.training.signals import Stopper
 from scripts import (
     drawing,
+    enlarging,
     experiments,
     gallery,
     measure,
@@ -137,11 +138,15 @@ def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingCon
 def _of_pictures(options: Namespace, lab: Any) -> Kept:
     """What a model makes of pictures that it is given."""
     _check_num(options, "pictures", with_distances=20)
-    if asked := settings.asked(options):
-        raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
-    found = saved.read(options.run, options.checkpoint, options.weights)
+    found, asked = saved.read(options.run, options.checkpoint, options.weights), settings.asked(options)
     networks = not options.no_distances
-    name = gallery.digest([found.origin, {"num": options.num, "networks": networks}])
+    what: list[Any] = [found.origin, {"num": options.num, "networks": networks}]
+    if lab is upscaling_lab:
+        found = enlarging.retold(found, asked, {})
+        what.append(enlarging.told(found))
+    elif asked:
+        raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
+    name = gallery.digest(what)
     path: Path = options.json or options.run / f"evaluation-{name}.json"
     if not path.exists():
         with Stopper().listening() as stopper:

@@ -234,12 +234,13 @@ def at(place: str, nth: int, act: Callable[[], None]) -> None:
     from diffusion.unet import UNet
     from lab.data.shapes import Shapes
     from lab.training import checkpoint
+    from superres.cascade_stage import CascadeStage
     from superres.fast_stage import FastStage
     from vae.stage import AutoencoderStage
 
     calls = Counter(nth)
     owners: dict[str, tuple[Any, ...]] = {
-        "loss": (DiffusionStage, AutoencoderStage, FastStage),
+        "loss": (DiffusionStage, AutoencoderStage, FastStage, CascadeStage),
         "sample": (Shapes,),
         "forward": (UNet,),
         "fsync": (os,),
