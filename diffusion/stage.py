@@ -34,11 +34,11 @@ SIGNAL_REFUSED = 0.075  # alpha(1), for a walk that starts from pure noise; DDPM
 SIGNAL_WARNED = 0.02  # Stable Diffusion's table has 0.068
 
 
-class TextToImageConfig(Config):
-    """What every text-to-image diffusion model is told, whatever its network.
+class DenoisingConfig(Config):
+    """What every diffusion model is told, whatever it is conditioned on.
 
     Attributes:
-        kind: which network.
+        kind: which model.
         schedule: how much noise at which time.
         parameterization: what the network predicts.
         times: where in time the training samples lie.
@@ -99,6 +99,10 @@ class TextToImageConfig(Config):
         return remarks
 
 
+class TextToImageConfig(DenoisingConfig):
+    """What every diffusion model is told that draws from prompts alone, whatever its network."""
+
+
 class DiffusionConfig(TextToImageConfig):
     """A text-to-image diffusion model and how it is trained.
 
@@ -140,6 +144,29 @@ def build(config: DiffusionConfig, text: AnyText, codec: Codec, seed: int, runti
     return TextToImage(Denoiser(network, config.schedule, config.parameterization), encoder)
 
 
+def heard(batch: Batch, config: DenoisingConfig) -> list[str]:
+    """Give the captions of a batch, some of them dropped, each by its slot."""
+    drops = uniform(batch.seed, "caption_drop", batch.slots).tolist()
+    return ["" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)]
+
+
+def losses_of(output: Tensor, x0: Tensor, noised: Noised, config: DenoisingConfig) -> Tensor:
+    """Give the loss of each sample (b,) for what a network said (b, c, h, w) of noised x0 (b, c, h, w)."""
+    target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))
+    level = level_of(noised.t, config.schedule, config.times, config.parameterization)
+    return config.loss(square_error(output, target), level)
+
+
+def charts_of(config: DenoisingConfig) -> dict[str, Image.Image]:
+    """Draw what the loss weighs at which noise level, where matplotlib is installed."""
+    try:
+        picture = effective_weight.chart(config.schedule, config.parameterization, config.loss.weight, config.times)
+    except ModuleNotFoundError as error:
+        log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
+        return {}
+    return {"effective_weight": picture}
+
+
 class DiffusionStage:
     """Trains a ``TextToImage`` on the codec's latents of captioned images.
 
@@ -167,14 +194,10 @@ class DiffusionStage:
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give the loss of each sample (b,) at its own time and noise, both functions of its slot."""
-        config, slots = self.config, batch.slots
+        config = self.config
         x0 = latents(self.codec, batch)
-        drops = uniform(batch.seed, "caption_drop", slots).tolist()
-        captions = [
-            "" if drop < config.caption_drop else text for text, drop in zip(batch.captions, drops, strict=True)
-        ]
-        noised = add_noise(x0, slots, batch.seed, config.schedule, config.times, config.loss, self.table)
-        losses = self._losses(self.players["model"], x0, captions, noised)
+        noised = add_noise(x0, batch.slots, batch.seed, config.schedule, config.times, config.loss, self.table)
+        losses = self._losses(self.players["model"], x0, heard(batch, config), noised)
         if self.table is None:
             return losses, {}
         return losses / self.table.rate(noised.quantile).to(losses), {"quantile": noised.quantile}
@@ -202,11 +225,8 @@ class DiffusionStage:
         return found
 
     def _losses(self, model: nn.Module, x0: Tensor, captions: Sequence[str], noised: Noised) -> Tensor:
-        config = self.config
         output, _ = model(noised.x_t, noised.t, placed(self._prepare(captions), x0.device))
-        target = config.parameterization.target(x0, noised.noise, per_image(noised.alpha), per_image(noised.sigma))
-        level = level_of(noised.t, config.schedule, config.times, config.parameterization)
-        return config.loss(square_error(output, target), level)
+        return losses_of(output, x0, noised, self.config)
 
     def after_step(self, samples: Mapping[str, Tensor]) -> None:
         """Let the table of times, if there is one, learn from the step's losses."""
@@ -229,10 +249,4 @@ class DiffusionStage:
 
     def charts(self) -> Mapping[str, Image.Image]:
         """Draw what the loss weighs at which noise level, where matplotlib is installed."""
-        config = self.config
-        try:
-            picture = effective_weight.chart(config.schedule, config.parameterization, config.loss.weight, config.times)
-        except ModuleNotFoundError as error:
-            log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
-            return {}
-        return {"effective_weight": picture}
+        return charts_of(self.config)

@@ -8,7 +8,7 @@ Every level is residual blocks, scaled and shifted by the noise level and the po
 whose sides are divisible by ``factor``.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from einops.layers.torch import Rearrange
@@ -39,20 +39,32 @@ class UNetConfig(Config):
         patch: side of the pixel blocks that the stem folds into channels; 1 for none.
         widths: channels of each level, from fine to coarse; each a multiple of 16.
         depth: residual blocks per level, on the way down and again on the way up.
+        depths: the same where levels differ, one number for each but the coarsest; none for ``depth`` everywhere.
         middle: residual blocks at the coarsest level.
         attention: the levels with attention, counted from 0 at the finest.
         head_width: channels per attention head.
         dropout: probability inside residual blocks.
+        skip_scale: factor on what the way up of a level is given by its way down.
+
+    Source: depths and skip_scale: Saharia et al. 2022, arXiv:2205.11487, app. B.1, with more blocks at the coarser
+    levels and a scale of 1 / sqrt(2).
     """
 
     kind: Literal["unet"] = "unet"
     patch: int = Field(1, ge=1)
     widths: tuple[int, ...] = (128, 256, 256)
     depth: int = Field(2, ge=1)
+    depths: tuple[Annotated[int, Field(ge=1)], ...] = ()
     middle: int = Field(4, ge=1)
     attention: tuple[int, ...] = (1, 2)
     head_width: int = Field(32, ge=8)
     dropout: float = Field(0.0, ge=0, lt=1)
+    skip_scale: float = Field(1.0, gt=0)
+
+    @property
+    def depth_of_levels(self) -> tuple[int, ...]:
+        """Residual blocks on either way of each level but the coarsest."""
+        return self.depths or (self.depth,) * (len(self.widths) - 1)
 
     @property
     def factor(self) -> int:
@@ -63,6 +75,10 @@ class UNetConfig(Config):
     def _consistent(self) -> "UNetConfig":
         if not self.widths or any(width < 1 or width % GROUP_WIDTH for width in self.widths):
             raise ValueError(f"widths must be positive multiples of {GROUP_WIDTH}, got {list(self.widths)}")
+        if len(self.depth_of_levels) != len(self.widths) - 1:
+            raise ValueError(
+                f"depths names {len(self.depths)} levels, but beside the coarsest there are {len(self.widths) - 1}"
+            )
         for level in self.attention:
             if not 0 <= level < len(self.widths):
                 raise ValueError(f"attention names level {level}, but the levels are 0 to {len(self.widths) - 1}")
@@ -96,40 +112,41 @@ class UNet(nn.Module):
         channels: of the image or latent.
         text_width: width of the text tokens.
         pooled_width: width of the pooled text.
+        beside: channels of pictures that come with the state, as its last ones.
 
     Attributes:
         factor: what the sides of an image must be divisible by.
         last: the shape of the features that the head sees.
     """
 
-    def __init__(self, config: UNetConfig, channels: int, text_width: int, pooled_width: int) -> None:
+    def __init__(self, config: UNetConfig, channels: int, text_width: int, pooled_width: int, beside: int = 0) -> None:
         super().__init__()
         self.factor = config.factor
         self.last = Features(config.widths[0], config.patch)
-        widths, embedding = config.widths, 4 * config.widths[0]
-        folded = channels * config.patch**2
+        self.skip_scale = config.skip_scale
+        widths, embedding, area = config.widths, 4 * config.widths[0], config.patch**2
         self.level = LevelEmbedding(embedding)
         self.text = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, embedding))
         self.fold = Rearrange("b c (h p) (w q) -> b (c p q) h w", p=config.patch, q=config.patch)
-        self.stem = edge(nn.Conv2d(folded, widths[0], 3, padding=1))
+        self.stem = edge(nn.Conv2d((channels + beside) * area, widths[0], 3, padding=1))
         self.place = PlaceEmbedding(widths[0])
 
         def stack(inputs: int, level: int) -> Stack:
             context = text_width if level in config.attention else None
             return Stack(inputs, widths[level], embedding, config, context)
 
-        coarsest, depth = len(widths) - 1, config.depth
-        self.down = nn.ModuleList(nn.ModuleList(stack(widths[i], i) for _ in range(depth)) for i in range(coarsest))
+        coarsest, depths = len(widths) - 1, config.depth_of_levels
+        self.down = nn.ModuleList(nn.ModuleList(stack(widths[i], i) for _ in range(depths[i])) for i in range(coarsest))
         self.shrink = nn.ModuleList(Downsample(widths[i], widths[i + 1]) for i in range(coarsest))
         self.middle = nn.ModuleList(stack(widths[-1], coarsest) for _ in range(config.middle))
         self.grow = nn.ModuleList(Upsample(widths[i + 1], widths[i]) for i in range(coarsest))
         self.up = nn.ModuleList(
-            nn.ModuleList(stack((1 if k else 2) * widths[i], i) for k in range(depth)) for i in range(coarsest)
+            nn.ModuleList(stack((1 if k else 2) * widths[i], i) for k in range(depths[i])) for i in range(coarsest)
         )
         self.head = nn.Sequential(
             nn.GroupNorm(widths[0] // GROUP_WIDTH, widths[0]),
             nn.SiLU(),
-            edge(zero_init(nn.Conv2d(widths[0], folded, 3, padding=1))),
+            edge(zero_init(nn.Conv2d(widths[0], channels * area, 3, padding=1))),
             Rearrange("b (c p q) h w -> b c (h p) (w q)", p=config.patch, q=config.patch),
         )
 
@@ -137,7 +154,7 @@ class UNet(nn.Module):
         """Map a noisy image to what the parameterization wants to hear of it.
 
         Args:
-            x: (b, c, h, w) of about unit variance; h and w divisible by ``factor``.
+            x: (b, c + beside, h, w) of about unit variance; h and w divisible by ``factor``.
             angle: (b,), the noise level in [0, pi/2].
             cond: encoded text of the batch.
             tap: is shown "down0" .. , "middle" and "up0" .. as they are computed, and "last", what the head sees.
@@ -166,8 +183,9 @@ class UNet(nn.Module):
 
         skips = []
         for i, (stacks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
-            skips.append(run(stacks, h, f"down{i}"))
-            h = shrink(skips[-1])
+            h = run(stacks, h, f"down{i}")
+            skips.append(h if self.skip_scale == 1 else self.skip_scale * h)
+            h = shrink(h)
         h = run(self.middle, h, "middle")
         for i in reversed(range(len(self.up))):
             h = run(self.up[i], torch.cat([self.grow[i](h), skips[i]], dim=1), f"up{i}")

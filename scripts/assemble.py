@@ -37,13 +37,15 @@ from scripts import growing, latent, saved
 from scripts.evaluators import evaluators
 from scripts.experiments import AnyExperiment, AnyStageConfig, TextToImageExperiment, check_size, text_to_image
 from scripts.saved import Saved
+from superres import cascade_stage
 from superres import stage as growth
+from superres.cascade_stage import CascadeConfig, CascadeStage
 from superres.fast_stage import FastStage, FastStageConfig
 from superres.stage import GrownConfig
 from vae.codec import Pixels
 from vae.stage import AutoencoderStage
 
-AnyStage = DiffusionStage | AutoencoderStage | FastStage | ScorerStage
+AnyStage = DiffusionStage | AutoencoderStage | FastStage | CascadeStage | ScorerStage
 Asked = TypeVar("Asked", bound=AnyExperiment)
 
 
@@ -101,6 +103,9 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
         return ScorerStage(
             config, scorer(experiment, config, runtime), language_of(experiment.data), originals, runtime
         )
+    if isinstance(config, CascadeConfig):
+        cascade = cascade_stage.build(config, experiment.text, experiment.seed, runtime)
+        return CascadeStage(config, cascade, experiment.seed, originals, runtime)
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
     if isinstance(config, FastStageConfig):

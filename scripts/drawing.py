@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from diffusion.optimal_variance import OptimalVariance, measure
 from diffusion.pipeline import TAKERS, Pipeline, SamplingConfig, times_of
-from diffusion.stage import DiffusionStage
+from diffusion.stage import DenoisingConfig, DiffusionStage
 from lab import config as configuration
 from lab import runtime as runtimes
 from lab.data.loader import Loader
 from lab.data.sources import source
 from lab.errors import BadData, Refused
+from lab.experiment import Experiment
 from lab.rundir import RunDir
 from lab.storage import write_whole
 from scripts import saved
@@ -95,7 +96,7 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
     return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
 
 
-def sampling(experiment: TextToImageExperiment, changes: Mapping[str, object]) -> SamplingConfig:
+def sampling(experiment: Experiment[DenoisingConfig], changes: Mapping[str, object]) -> SamplingConfig:
     """Give the run's own sampler settings with some of them changed.
 
     Another sampler or spacing brings none of what was set for the one that it replaces: a run's ``eta`` of DDIM does

@@ -1,35 +1,96 @@
-"""From the run of a fast decoder to what enlarges pictures."""
+"""From the run of a fast decoder or a cascade to what enlarges pictures."""
 
+from dataclasses import replace
+from typing import cast
+
+from lab import config as configuration
 from lab import runtime as runtimes
 from lab.errors import Refused
+from lab.experiment import Experiment
 from lab.training import snapshot
+from scripts import assemble, drawing
 from scripts.saved import Saved
 from superres import fast
+from superres.cascade_pipeline import CascadePipeline
+from superres.cascade_stage import CascadeConfig, CascadeStage
 from superres.fast import Enlarger
 from superres.fast_stage import FastStageConfig
 
 
-def shape(found: Saved) -> FastStageConfig:
-    """Give the stage of a run that trains a fast decoder.
+def shape(found: Saved) -> FastStageConfig | CascadeConfig:
+    """Give the stage of a run that trains what enlarges pictures.
 
     Raises:
         Refused: it trains something else.
     """
-    if not isinstance(found.experiment.stage, FastStageConfig):
-        raise Refused(f"{found.run.path} trains nothing that enlarges pictures: name a run with stage.kind=fast")
+    if not isinstance(found.experiment.stage, FastStageConfig | CascadeConfig):
+        raise Refused(
+            f"{found.run.path} trains nothing that enlarges pictures: name a run with stage.kind=fast or cascade"
+        )
     return found.experiment.stage
 
 
 def build(found: Saved, tile: int = 0) -> Enlarger:
-    """Build the decoder that a checkpoint holds; see ``Enlarger``.
+    """Build the fast decoder that a checkpoint holds; see ``Enlarger``.
 
     Raises:
         Refused: it is another model, or the weights do not fit the run's own configuration.
     """
-    model = fast.build(shape(found).decoder, found.experiment.seed)
+    config = found.experiment.stage
+    if not isinstance(config, FastStageConfig):
+        raise Refused(f"{found.run.path} trains no fast decoder: name a run with stage.kind=fast")
+    model = fast.build(config.decoder, found.experiment.seed)
     weights = {name: value for name, value in found.weights.items() if name.startswith("model.")}
     if problems := snapshot.misfits(weights, {"model": model}):
         raise Refused(f"{found.run.path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
     snapshot.fill({"model": model}, weights)
     runtime = runtimes.start(found.experiment.runtime)
     return Enlarger(runtime.place(model).eval().requires_grad_(False), runtime, tile)
+
+
+def cascade(found: Saved, tile: int = 0) -> CascadePipeline:
+    """Build the cascade that a checkpoint holds; see ``CascadePipeline``.
+
+    Raises:
+        Refused: the weights do not fit the run's own configuration.
+    """
+    runtime = runtimes.start(found.experiment.runtime)
+    stage = assemble.stage(found.experiment, runtime)
+    assert isinstance(stage, CascadeStage)
+    found.fill(stage.players)
+    return stage.pipeline(runtime.place(stage.players["model"]).eval().requires_grad_(False), tile)
+
+
+def retold(found: Saved, sampling: dict[str, object], enlarging: dict[str, object]) -> Saved:
+    """Give a run's weights with other settings of how a cascade draws.
+
+    Args:
+        found: the run's own.
+        sampling: settings of its sampler that differ.
+        enlarging: the same of ``EnlargingConfig``.
+
+    Raises:
+        Refused: it is no cascade, or a setting that cannot be.
+    """
+    if not (sampling or enlarging):
+        return found
+    experiment, config = cast(Experiment[CascadeConfig], found.experiment), shape(found)
+    if not isinstance(config, CascadeConfig):
+        name = next(iter({**sampling, **enlarging})).replace("_", "-")
+        raise Refused(
+            f"--{name} is for runs that draw from prompts or draw details, and {found.run.path} trains a fast decoder: "
+            "leave it out"
+        )
+    told = config.model_dump(mode="json")
+    told["sampling"] = drawing.sampling(experiment, sampling).model_dump(mode="json")
+    told["enlarging"] |= enlarging
+    changed = configuration.parse(told, CascadeConfig, "settings of the cascade")
+    return replace(found, experiment=found.experiment.model_copy(update={"stage": changed}))
+
+
+def told(found: Saved) -> dict[str, object]:
+    """Give the settings that decide what is made with a run's weights, as JSON values; a fast decoder has none."""
+    config = shape(found)
+    if not isinstance(config, CascadeConfig):
+        return {}
+    return {name: getattr(config, name).model_dump(mode="json") for name in ("sampling", "enlarging")}

@@ -21,6 +21,7 @@ from lab.storage import write_whole
 from lab.training.signals import Stopper
 from scripts import (
     drawing,
+    enlarging,
     experiments,
     gallery,
     guidance_curve,
@@ -41,7 +42,7 @@ from scripts import (
 from scripts.drawing import Trained
 from scripts.panel import Panel
 
-LABS = {"vae": vae_lab, "fast": upscaling_lab, "scorer": scorer_lab}  # by the kind of stage that draws no prompts
+LABS = {"vae": vae_lab, "fast": upscaling_lab, "cascade": upscaling_lab, "scorer": scorer_lab}  # by the kind of stage
 Kept = tuple[Path, str]
 """The file of figures, and what they tell in words."""
 Make = Callable[[SamplingConfig, Path, Path, Stopper], None]
@@ -180,11 +181,15 @@ def _of_pictures(options: Namespace, lab: Any) -> Kept:
     if options.metrics:
         raise Refused("--metrics is for runs that draw from prompts: leave it out")
     _check_num(options, "pictures", 20, with_networks=not options.no_distances)
-    if asked := settings.asked(options):
-        raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
-    found = saved.read(options.run, options.checkpoint, options.weights)
+    found, asked = saved.read(options.run, options.checkpoint, options.weights), settings.asked(options)
     networks = not options.no_distances
-    name = gallery.digest([found.origin, {"num": options.num, "networks": networks}])
+    what: list[Any] = [found.origin, {"num": options.num, "networks": networks}]
+    if lab is upscaling_lab:
+        found = enlarging.retold(found, asked, {})
+        what.append(enlarging.told(found))
+    elif asked:
+        raise Refused(f"--{next(iter(asked)).replace('_', '-')} is for runs that draw from prompts: leave it out")
+    name = gallery.digest(what)
     path: Path = options.json or options.run / f"evaluation-{name}.json"
     if not path.exists():
         with Stopper().listening() as stopper:

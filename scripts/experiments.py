@@ -1,6 +1,7 @@
 """What a configuration says: which kinds of experiments there are, and whether one can be made."""
 
 from collections.abc import Sequence
+from math import lcm
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,6 +13,7 @@ from lab.data.shapes import ShapesConfig
 from lab.errors import Refused
 from lab.experiment import Experiment
 from lab.scorer.stage import ScorerConfig
+from superres.cascade_stage import CascadeConfig
 from superres.fast_stage import FastStageConfig
 from superres.stage import GrownConfig
 from vae.codec import PixelsConfig
@@ -20,9 +22,14 @@ from vae.stage import VaeConfig
 DiffusionExperiment = Experiment[DiffusionConfig]
 TextToImageExperiment = Experiment[TextToImageConfig]
 """One whose run draws from prompts."""
-AnyStageConfig = DiffusionConfig | GrownConfig | VaeConfig | FastStageConfig | ScorerConfig
+AnyStageConfig = DiffusionConfig | GrownConfig | VaeConfig | FastStageConfig | CascadeConfig | ScorerConfig
 AnyExperiment = Experiment[Annotated[AnyStageConfig, Field(discriminator="kind")]]
-SUBJECTS = {"vae": "an autoencoder", "fast": "a fast decoder", "scorer": "a scorer"}  # by the kind of their stage
+SUBJECTS = {  # by the kind of their stage
+    "vae": "an autoencoder",
+    "fast": "a fast decoder",
+    "cascade": "a cascade",
+    "scorer": "a scorer",
+}
 
 
 def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
@@ -54,16 +61,19 @@ def check_size(experiment: AnyExperiment) -> None:
             factor, keys = factor * (config.codec.factor or 1), f"{keys}, times the autoencoder's factor"
     elif isinstance(config, FastStageConfig):
         factor, keys = config.decoder.factor, "stage.decoder.factor"
-        if config.crop > experiment.data.size:
-            raise Refused(
-                f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
-            )
+    elif isinstance(config, CascadeConfig):
+        factor = lcm(config.factor, config.unet.factor)
+        keys = "the least multiple of stage.factor and of stage.unet.patch, doubled by every level below the first"
     elif isinstance(config, ScorerConfig):
         factor, keys = config.tower.patch, "stage.tower.patch"
     else:
         factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
         if config.loss.equivariance:
             factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
+    if isinstance(config, FastStageConfig | CascadeConfig) and config.crop > experiment.data.size:
+        raise Refused(
+            f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
+        )
     if experiment.data.size % factor:
         raise Refused(
             f"{experiment.name}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "

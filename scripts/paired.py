@@ -1,7 +1,7 @@
 """Several methods over the same pictures, each output beside what it is to be."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lab.evaluation.distances import frechet
+from lab.evaluation.features import EfficientNetLite0, extract
 from lab.evaluation.intervals import mean
+from lab.evaluation.kernel_distances import kernel
 from lab.evaluation.pairs import UNITS, Values, figures
 from lab.images import from_uint8, to_uint8
 
@@ -92,6 +95,40 @@ def table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _cell(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.4g} ± {(figure['high'] - figure['low']) / 2:.2g}"
+
+
+def distances(
+    made: Mapping[str, Tensor], wanted: Tensor, extractor: EfficientNetLite0, notes: Sequence[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure how far the set of each method's pictures lies from those that they were to be, as JSON values.
+
+    The Frechet distance is that of all pairs; the kernel distance, whose two sets must be independent, that of every
+    other picture that was made to the others that were wanted.
+
+    Args:
+        made: of each method, (n, 3, H, W) uint8.
+        wanted: (n, 3, H, W) uint8.
+        extractor: gives the features.
+        notes: further ones on each figure.
+    """
+    second = extract(wanted.split(CHUNK), extractor, progress=True)
+    provenance = {"weights_sha256": extractor.weights_sha256, "resize": extractor.resize}
+    found = {}
+    for name, images in made.items():
+        first = extract(images.split(CHUNK), extractor, progress=True)
+        both = frechet(first, second, extractor.name), kernel(first[::2], second[1::2], extractor.name)
+        found[name] = [{**asdict(figure), "notes": [*figure.notes, *notes], **provenance} for figure in both]
+    return found
+
+
+def told(name: str, distances: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how far a method's set of pictures lies from what was wanted."""
+    lines = []
+    for figure in distances:
+        notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
+        interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"
+        lines.append(f"{name}, {figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{notes}")
+    return lines
 
 
 def gaps(above: Mapping[str, Mapping[str, Any]]) -> list[str]:

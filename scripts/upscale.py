@@ -1,10 +1,17 @@
-"""Make pictures larger with a run that has learned to (stage.kind=fast).
+"""Make pictures larger with a run that has learned to (stage.kind=fast or cascade).
 
     python scripts/upscale.py runs/emoji256_fast photo.png --out large
     python scripts/upscale.py runs/emoji256_fast a.png b.jpg --out large --tile 128    # in less memory
+    python scripts/upscale.py runs/shapes64_cascade small.png --prompt "a red circle" --out large
+    python scripts/upscale.py runs/emoji256_cascade small.png --back-projection 8 --seed 1 --out large
+
+A fast decoder (stage.kind=fast) makes a picture in one pass. A cascade (stage.kind=cascade) draws its details by
+diffusion: it hears a prompt if it was trained on captions, another --seed gives other details, and the settings of the
+sampler are at your choice. What it draws does not depend on which pictures are given together.
 
 Writes NAME-x4.png (for a factor of 4) for each picture, and NAME-x4-sheet.png with what a bicubic filter makes of it
-beside. Large pictures are made in tiles; the result is the same. Transparency is kept, enlarged by the bicubic filter;
+beside. Large pictures are made in tiles: of a fast decoder the result is the same, a cascade blends tiles that walk in
+one field of noise. Transparency is kept, enlarged by the bicubic filter;
 grey pictures stay grey; pictures of 16 bits are read as such, and come out with 8. Animations are refused, and nothing
 is overwritten.
 """
@@ -14,10 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts import settings
 from scripts.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
-    from superres.fast import Enlarger
+    from diffusion.pipeline import Poll
+    from scripts.saved import Saved
+    from superres.pipeline import Upscaler
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,19 +37,38 @@ def main(argv: Sequence[str]) -> int:
 
     from lab.errors import Refused
     from lab.training.signals import Stopper
-    from scripts import enlarging, saved
+    from scripts import upscaling
 
     if options.tile < 0:
         raise Refused(f"--tile {options.tile}: a side in pixels, or 0 for none")
-    found = saved.read(options.run, options.checkpoint, options.weights)
-    enlarger = enlarging.build(found, options.tile)
-    targets = _targets(options.pictures, options.out, enlarger.factor)
+    upscaler = upscaling.upscaler(_found(options), options.tile)
+    targets = _targets(options.pictures, options.out, upscaler.factor)
     with Stopper().listening() as stopper:
         for source, target in tqdm(targets.items(), unit="picture", desc="upscale", disable=None):
             stopper.check()
-            _enlarge(source, target, enlarger)
+            _enlarge(source, target, upscaler, options, stopper.check)
     print(f"{len(targets)} written to {options.out}")
     return 0
+
+
+def _found(options: argparse.Namespace) -> "Saved":
+    """Read the weights, and how they are to draw; one picture at a time unless told otherwise.
+
+    Raises:
+        Refused: no such run, one that enlarges nothing, or settings that mean nothing to it.
+    """
+    from lab.errors import Refused
+    from scripts import enlarging, saved
+    from superres.cascade_stage import CascadeConfig
+
+    found = saved.read(options.run, options.checkpoint, options.weights)
+    config = enlarging.shape(found)
+    if options.prompt and not (isinstance(config, CascadeConfig) and config.hears_text):
+        raise Refused(f"--prompt: {options.run} was trained without captions and hears none: leave it out")
+    alone = {"chunk": 1} if isinstance(config, CascadeConfig) else {}
+    given = {name: getattr(options, name) for name in ("grain", "back_projection")}
+    enlarged = {name: value for name, value in given.items() if value is not None}
+    return enlarging.retold(found, {**alone, **settings.asked(options)}, enlarged)
 
 
 def _targets(pictures: Sequence[Path], out: Path, factor: int) -> dict[Path, Path]:
@@ -59,16 +88,24 @@ def _targets(pictures: Sequence[Path], out: Path, factor: int) -> dict[Path, Pat
     return targets
 
 
-def _enlarge(source: Path, target: Path, enlarger: "Enlarger") -> None:
+def _enlarge(source: Path, target: Path, upscaler: "Upscaler", options: argparse.Namespace, poll: "Poll") -> None:
     """Enlarge one picture, and show it beside its bicubic enlargement."""
     import torch
+    from tqdm import tqdm
 
+    from diffusion.pipeline import Request
     from lab.images import Layers, grid, layered, read_layers, save_png
     from lab.resampling import bicubic
 
     image, opacity, is_grey = read_layers(source)
-    size = (enlarger.factor * image.shape[1], enlarger.factor * image.shape[2])
-    (large,) = enlarger(image[None])
+    with tqdm(unit="pass", desc=source.name, leave=False, disable=None) as bar:
+
+        def polled() -> None:
+            poll()
+            bar.update()
+
+        (large,) = upscaler(image[None], [Request(options.prompt)], options.seed, polled)
+    size = (large.shape[1], large.shape[2])
     if opacity is not None:
         (opacity,) = bicubic(opacity[None], size)
     sheet = torch.cat([bicubic(image[None], size), large[None]])
@@ -81,12 +118,26 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("run", type=Path, help="the run of a fast decoder")
+    add("run", type=Path, help="the run of a fast decoder or a cascade")
     add("pictures", type=Path, nargs="+", help="picture files of any common format")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--tile", type=int, default=256, help="side of the tiles in pixels of the picture; 0 for none (default 256)")
+    add("--prompt", default="", help="what the pictures show, for a cascade that was trained on captions")
+    add("--seed", type=int, default=0, help="of what a cascade draws (default 0)")
+    add(
+        "--grain",
+        type=float,
+        help="a cascade's: deviation of the noise on the small picture, of its range from -1 to 1",
+    )
+    add(
+        "--back-projection",
+        type=int,
+        metavar="N",
+        help="a cascade's: bring the result back to the small picture N times",
+    )
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
     add("--weights", default="ema", help="ema, raw, or what average.py made, such as ema_0.075 (default ema)")
+    settings.add_flags(parser)
     return parser
 
 

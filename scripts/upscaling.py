@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab.errors import Refused
-from scripts import enlarging, saved
+from scripts import enlarging, gallery, saved
 from scripts.drawing import Trained
 from scripts.saved import Saved
+from superres.cascade_stage import CascadeConfig
 from superres.fast_stage import FastStageConfig
 from superres.pipeline import OnePass, Upscaler
 from superres.stage import GrownConfig
@@ -22,23 +23,34 @@ def followed_by(trained: Trained, runs: Sequence[Path]) -> Trained:
     for path in runs:
         found = saved.read(path)
         passed = f"{trained.origin['upscale']} " if "upscale" in trained.origin else ""
-        origin = {**trained.origin, "upscale": passed + found.origin["checkpoint"]}
-        trained = replace(trained, upscalers=(*trained.upscalers, upscaler(found)), origin=origin)
+        passing, told = upscaler(found), enlarging.told(found)
+        name = "-".join([found.origin["checkpoint"], *([gallery.digest(told)] if told else [])])
+        origin = {**trained.origin, "upscale": passed + name}
+        trained = replace(trained, upscalers=(*trained.upscalers, passing), origin=origin)
     return trained
 
 
-def upscaler(found: Saved) -> Upscaler:
+def upscaler(found: Saved, tile: int = 0) -> Upscaler:
     """Build the upscaler that a run has trained.
+
+    Args:
+        found: its weights, and how it draws.
+        tile: side of the tiles in pixels of a small picture; 0 for none.
 
     Raises:
         Refused: it has trained none, with what to do instead.
     """
     path, config = found.run.path, found.experiment.stage
     if isinstance(config, FastStageConfig):
-        return OnePass(enlarging.build(found))
+        return OnePass(enlarging.build(found, tile))
+    if isinstance(config, CascadeConfig):
+        return enlarging.cascade(found, tile)
     if isinstance(config, GrownConfig):
         raise Refused(
-            f"--upscale {path}: a grown model makes no picture larger, it draws large ones itself: "
+            f"{path}: a grown model makes no picture larger, it draws large ones itself: "
             f'python scripts/sample.py {path} "PROMPT"'
         )
-    raise Refused(f"--upscale {path} has stage.kind={config.kind}, which makes no picture larger")
+    raise Refused(
+        f"{path} has stage.kind={config.kind}, which makes no picture larger: name a run with stage.kind=fast or "
+        "cascade"
+    )

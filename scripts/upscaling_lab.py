@@ -1,13 +1,18 @@
-"""The figures of a fast decoder's run: what it makes of small pictures, held against the large ones and its input."""
+"""The figures of what enlarges pictures: what it makes of small ones, held against the large ones and its input."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion.pipeline import Request
 from lab.evaluation import baselines, perceptual
+from lab.evaluation.distances import NUM_GROUPS
+from lab.evaluation.features import EfficientNetLite0
 from lab.evaluation.pairs import Values, compare, hold_to_input
 from lab.images import from_uint8, grid, to_uint8
 from lab.resampling import bicubic, lanczos
@@ -15,23 +20,27 @@ from scripts import enlarging, heldout, paired
 from scripts.heldout import Pictures
 from scripts.paired import Outcome, Poll
 from scripts.saved import Saved
-from superres.degrade import degrade
-from superres.fast_stage import FastStageConfig
+from superres.cascade_pipeline import CascadePipeline, back_projected
+from superres.cascade_stage import CascadeConfig
+from superres.degrade import AnyDegradation, degrade
 
 FITTED = 256  # training pictures that the linear filter is fitted on
 SHOWN = 6  # pictures on the sheet
+PROJECTED = 8  # times that a cascade's result is brought back to its input
+
+Methods = dict[str, paired.Images]
 
 
 def everything(
     found: Saved, num: int, poll: Poll, *, with_networks: bool
 ) -> tuple[dict[str, Any], dict[str, Image.Image]]:
-    """Measure a fast decoder beside bicubic, Lanczos and the best linear filter.
+    """Measure a fast decoder or a cascade beside bicubic, Lanczos and the best linear filter.
 
     Args:
-        found: its weights.
+        found: its weights, and how it draws.
         num: held-out pictures, if there are as many.
         poll: called between chunks.
-        with_networks: whether perceptual distances are measured, which needs pretrained weights.
+        with_networks: whether perceptual, kernel and Frechet distances are measured, which needs pretrained weights.
 
     Returns:
         JSON values, the same for the same checkpoint and machine except for the seconds, and sheets by name.
@@ -40,13 +49,15 @@ def everything(
         Refused: the run trains nothing that enlarges pictures, or weights are not installed.
     """
     judges = perceptual.judges() if with_networks else {}
-    config, model = enlarging.shape(found), enlarging.build(found)
-    pictures = heldout.pictures(found.experiment.data, "heldout", num, least=2)
+    extractor = EfficientNetLite0() if with_networks else None
+    config = enlarging.shape(found)
+    pictures = heldout.pictures(found.experiment.data, "heldout", num, least=NUM_GROUPS if with_networks else 2)
     fitted = heldout.pictures(found.experiment.data, "train", FITTED)
-    small, small_fitted = (_small(each, config) for each in (pictures, fitted))
+    factor = config.factor if isinstance(config, CascadeConfig) else config.decoder.factor
+    small, small_fitted = (_small(each, factor, config.degradation) for each in (pictures, fitted))
     size = (pictures.images.shape[2], pictures.images.shape[3])
-    methods: dict[str, paired.Images] = {
-        "fast decoder": model,
+    methods: Methods = {
+        **_subject(found, pictures, poll),
         "bicubic": lambda images: bicubic(images, size),
         "lanczos": lambda images: lanczos(images, size),
         "linear filter 7 x 7": baselines.linear_filter(small_fitted, fitted.images),
@@ -58,40 +69,65 @@ def everything(
     outcomes = {
         name: paired.outcome(name, each, small, pictures.images, measure, poll) for name, each in methods.items()
     }
-    best = outcomes["fast decoder"]
+    best = next(iter(outcomes.values()))
     figures = {
         "origin": dict(found.origin),
+        "settings": enlarging.told(found),
         "pictures": {**pictures.facts, "degradation": config.degradation.model_dump(mode="json")},
         "methods": {name: made.figures() for name, made in outcomes.items()},
         "above": {name: best.above(made) for name, made in outcomes.items() if made is not best},
         "seconds_per_picture": {name: made.seconds for name, made in outcomes.items()},
     }
+    if extractor is not None:
+        made = {name: each.images for name, each in outcomes.items()}
+        figures["distances"] = paired.distances(made, pictures.images, extractor)
     return figures, {"pairs": _sheet(small, outcomes, pictures)}
 
 
 def table(figures: Mapping[str, Any]) -> str:
     """Lay the figures out for a terminal."""
     rows = ["", *paired.table(figures["methods"]), *paired.gaps(figures["above"])]
+    for name, found in figures.get("distances", {}).items():
+        rows += paired.told(name, found)
     seconds = "  ".join(f"{name} {1000 * each:.1f}" for name, each in figures["seconds_per_picture"].items())
     return "\n".join([*rows, f"milliseconds per picture, this time: {seconds}"])
 
 
-def _small(pictures: Pictures, config: FastStageConfig) -> Tensor:
+def _subject(found: Saved, pictures: Pictures, poll: Poll) -> Methods:
+    """What is measured: a fast decoder; or a cascade, and what it has drawn after it was brought back to its input."""
+    if not isinstance(enlarging.shape(found), CascadeConfig):
+        return {"fast decoder": enlarging.build(found)}
+    return _drawing(enlarging.cascade(found), pictures, poll)
+
+
+def _drawing(cascade: CascadePipeline, pictures: Pictures, poll: Poll) -> Methods:
+    """The methods of a cascade, the second of which takes up what the first has left; its time is its own alone."""
+    free = replace(cascade, enlarging=cascade.enlarging.model_copy(update={"back_projection": 0}))
+    times = cascade.enlarging.back_projection or PROJECTED
+    requests = (Request(caption, number) for number, caption in enumerate(pictures.captions))
+    drawn: list[Tensor] = []
+
+    def draw(small: Tensor) -> Tensor:
+        drawn.append(free(small, list(islice(requests, len(small))), heldout.SEED, poll))
+        return drawn[-1]
+
+    return {"cascade": draw, "back-projected": lambda small: back_projected(drawn.pop(0), small, times)}
+
+
+def _small(pictures: Pictures, factor: int, degradation: AnyDegradation) -> Tensor:
     """The small pictures (n, 3, h, w), uint8, that the large ones are to be made from."""
     parts = [
-        degrade(
-            from_uint8(few), config.decoder.factor, config.degradation, heldout.SEED, range(start, start + len(few))
-        )
+        degrade(from_uint8(few), factor, degradation, heldout.SEED, range(start, start + len(few)))
         for start, few in zip(range(0, len(pictures), paired.CHUNK), pictures.images.split(paired.CHUNK), strict=True)
     ]
     return to_uint8(torch.cat(parts))
 
 
 def _sheet(small: Tensor, outcomes: Mapping[str, Outcome], pictures: Pictures) -> Image.Image:
-    """What was given, as it is; bicubic, the decoder's, and the original."""
+    """What was given, as it is; bicubic, what the run makes of it, and the original."""
     factor = pictures.images.shape[-1] // small.shape[-1]
     given = small[:SHOWN].repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-    made = {name: outcomes[name].images[:SHOWN] for name in ("bicubic", "fast decoder")}
+    made = {name: outcomes[name].images[:SHOWN] for name in ("bicubic", next(iter(outcomes)))}
     columns = {"given": given, **made, "original": pictures.images[:SHOWN]}
     images = from_uint8(torch.stack(list(columns.values()), dim=1).flatten(0, 1))
     return grid(images, [*columns] * len(given), columns=len(columns))

@@ -16,10 +16,9 @@ from torch import Tensor
 from lab import runtime as runtimes
 from lab.data.shapes import ShapesConfig
 from lab.evaluation import baselines, perceptual
-from lab.evaluation.distances import NUM_GROUPS, frechet
-from lab.evaluation.features import EfficientNetLite0, extract
+from lab.evaluation.distances import NUM_GROUPS
+from lab.evaluation.features import EfficientNetLite0
 from lab.evaluation.intervals import wilson
-from lab.evaluation.kernel_distances import kernel
 from lab.evaluation.pairs import Values, compare
 from lab.evaluation.perceptual import Lite0
 from lab.evaluation.prompt_accuracy import Proportion, accuracy
@@ -116,7 +115,10 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
         "latent": _anatomy(subject.model, latents),
     }
     if extractor is not None:
-        figures["distances"] = _distances(outcomes["autoencoder"].images, images, config, extractor)
+        made = {"autoencoder": outcomes["autoencoder"].images}
+        trained = isinstance(config.loss.perceptual, Lite0)
+        notes = ("the perceptual loss was trained with this network",) if trained else ()
+        figures["distances"] = paired.distances(made, images, extractor, notes)["autoencoder"]
     if isinstance(experiment.data, ShapesConfig):
         figures["attributes"] = _attributes(outcomes, pictures)
     return figures, {"pairs": _sheet(outcomes, pictures), "between": _interpolations(subject, pictures)}
@@ -125,10 +127,7 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
 def table(figures: Mapping[str, Any]) -> str:
     """Lay the figures out for a terminal."""
     rows = ["", *paired.table(figures["methods"]), *paired.gaps(figures["above"])]
-    for figure in figures.get("distances", []):
-        notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
-        interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"
-        rows.append(f"{figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{notes}")
+    rows += paired.told("autoencoder", figures.get("distances", []))
     for name, shares in figures.get("attributes", {}).items():
         parts = "  ".join(f"{part} {share['value']:.3f}" for part, share in shares.items())
         rows.append(f"read from the {name}: {parts}  n {shares['right']['n']}")
@@ -166,19 +165,6 @@ def _anatomy(model: Autoencoder, latents: Tensor) -> dict[str, Any]:
     if isinstance(kind, Codebook | FiniteScalar):
         found["codes"] = asdict(quantizer.use(latents, kind))
     return found
-
-
-def _distances(made: Tensor, wanted: Tensor, config: VaeConfig, extractor: EfficientNetLite0) -> list[dict[str, Any]]:
-    """The Frechet distance of all pairs, and the kernel distance of half the reconstructions to the other originals.
-
-    The two sets of a kernel distance must be independent.
-    """
-    first, second = (extract(images.split(paired.CHUNK), extractor, progress=True) for images in (made, wanted))
-    found = frechet(first, second, extractor.name), kernel(first[::2], second[1::2], extractor.name)
-    trained = isinstance(config.loss.perceptual, Lite0)
-    notes = ("the perceptual loss was trained with this network",) if trained else ()
-    provenance = {"weights_sha256": extractor.weights_sha256, "resize": extractor.resize}
-    return [{**asdict(figure), "notes": [*figure.notes, *notes], **provenance} for figure in found]
 
 
 def _attributes(outcomes: Mapping[str, Outcome], pictures: Pictures) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from lab.config import Config
 from lab.data.loader import Batch
 from lab.evaluation.perceptual import Perceptual
-from lab.randomness import key
 from lab.resampling import bicubic
 from lab.runtime import Runtime
 from superres import fast
 from superres.degrade import AnyDegradation, Bicubic, degrade
 from superres.fast import FastConfig
+from superres.pairs import pairs
 from vae.critic import Contest, CriticConfig
 from vae.loss import LossConfig, psnr
 
@@ -113,15 +113,8 @@ class FastStage:
         return {}
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Give large pictures, perhaps parts of them, and the small ones made from them; both by slot."""
-        config, large = self.config, batch.images
-        if config.crop:
-            parts = [
-                _part(image, config.crop, key(batch.seed, "crop", slot).random(2).tolist())
-                for image, slot in zip(large, batch.slots, strict=True)
-            ]
-            large = torch.stack(parts)
-        return large, degrade(large, config.decoder.factor, config.degradation, batch.seed, batch.slots)
+        config = self.config
+        return pairs(batch, config.crop, config.decoder.factor, config.degradation)
 
     def _model_loss(self, large: Tensor, small: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         made = self.players["model"](small)
@@ -133,9 +126,3 @@ class FastStage:
 
     def _critic_loss(self, large: Tensor, small: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         return self.contest.critic_loss(self.players, large, lambda: self.players["model"](small))
-
-
-def _part(image: Tensor, side: int, shares: Sequence[float]) -> Tensor:
-    """Cut a square out of (3, H, W), at two shares in [0, 1) of the way that it can go down and right."""
-    top, left = (int(share * (length - side + 1)) for share, length in zip(shares, image.shape[1:], strict=True))
-    return image[:, top : top + side, left : left + side]

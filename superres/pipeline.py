@@ -26,7 +26,7 @@ class Upscaler(Protocol):
         """Enlarge pictures.
 
         Args:
-            images: (b, 3, h, w) float32 on the CPU, in [-1, 1] but not clamped.
+            images: (b, 3, h, w) float32 on the CPU, in [-1, 1].
             requests: what each shows, and which of its prompt's pictures it is: its randomness is that of (seed,
                 number).
             seed: of the drawing.
@@ -54,9 +54,9 @@ class OnePass:
         return self.enlarge.factor
 
     def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:
-        """Enlarge pictures one by one, as files would hold them; see ``Upscaler``."""
+        """Enlarge pictures one by one; see ``Upscaler``."""
         enlarged = []
-        for image in from_uint8(to_uint8(images)).split(1):
+        for image in images.split(1):
             poll()
             enlarged.append(self.enlarge(image))
         return torch.cat(enlarged)
@@ -65,7 +65,7 @@ class OnePass:
 def enlarged(
     drawn: Iterable[Tensor], upscalers: Sequence[Upscaler], requests: Sequence[Request], seed: int, poll: Poll
 ) -> Iterator[Tensor]:
-    """Let pictures pass upscalers.
+    """Let pictures pass upscalers, each time as a file would hold them.
 
     Args:
         drawn: chunks of (k, 3, h, w), in the order of the requests, as ``Pipeline.draw`` gives them.
@@ -76,6 +76,6 @@ def enlarged(
     for images in drawn:
         wanted, large = requests[done : done + len(images)], images
         for upscaler in upscalers:
-            large = upscaler(large, wanted, seed, poll)
+            large = upscaler(from_uint8(to_uint8(large)), wanted, seed, poll)
         done += len(wanted)
         yield large

@@ -236,12 +236,13 @@ def at(place: str, nth: int, act: Callable[[], None]) -> None:
     from lab.data.shapes import Shapes
     from lab.scorer.stage import ScorerStage
     from lab.training import checkpoint
+    from superres.cascade_stage import CascadeStage
     from superres.fast_stage import FastStage
     from vae.stage import AutoencoderStage
 
     calls = Counter(nth)
     owners: dict[str, tuple[Any, ...]] = {
-        "loss": (DiffusionStage, AutoencoderStage, FastStage, ScorerStage),
+        "loss": (DiffusionStage, AutoencoderStage, FastStage, CascadeStage, ScorerStage),
         "sample": (Shapes,),
         "forward": (UNet,),
         "fsync": (os,),
