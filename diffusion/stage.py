@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion import effective_weight
 from diffusion.denoiser import Denoiser, per_image
+from diffusion.framing import FrameEmbedding, numbers
 from diffusion.levels import logsnr
 from diffusion.loss import LossConfig, Noised, add_noise, level_of, noised_at, square_error
 from diffusion.parameterization import AnyParameterization, Eps, V
@@ -109,11 +110,14 @@ class DiffusionConfig(TextToImageConfig):
     Attributes:
         codec: what diffusion works on: pixels, or the latents of an autoencoder.
         unet: the network.
+        frames: whether the network is told which part of which original a picture shows, for data of many sizes; what
+            is drawn is told to be whole and of the network's own size.
     """
 
     kind: Literal["diffusion"] = "diffusion"
     codec: AnyCodec = PixelsConfig()
     unet: UNetConfig = UNetConfig()
+    frames: bool = False
 
 
 def more_noise(schedule: AnySchedule) -> str:
@@ -141,7 +145,8 @@ def build(config: DiffusionConfig, text: AnyText, codec: Codec, seed: int, runti
     with seeded(seed, "weights"):
         encoder = selection.build(text, runtime)
         network = UNet(config.unet, codec.channels, encoder.width, encoder.pooled_width)
-    return TextToImage(Denoiser(network, config.schedule, config.parameterization), encoder)
+        frame = FrameEmbedding(encoder.pooled_width) if config.frames else None
+    return TextToImage(Denoiser(network, config.schedule, config.parameterization), encoder, frame)
 
 
 def heard(batch: Batch, config: DenoisingConfig) -> list[str]:
@@ -197,7 +202,7 @@ class DiffusionStage:
         config = self.config
         x0 = latents(self.codec, batch)
         noised = add_noise(x0, batch.slots, batch.seed, config.schedule, config.times, config.loss, self.table)
-        losses = self._losses(self.players["model"], x0, heard(batch, config), noised)
+        losses = self._losses(self.players["model"], batch, x0, heard(batch, config), noised)
         if self.table is None:
             return losses, {}
         return losses / self.table.rate(noised.quantile).to(losses), {"quantile": noised.quantile}
@@ -214,7 +219,7 @@ class DiffusionStage:
         for k in range(levels):
             quantile = torch.full((len(batch),), (k + 0.5) / levels)
             noised = noised_at(quantile, x0, slots, batch.seed, config.schedule, config.times, config.loss)
-            columns.append(self._losses(model, x0, batch.captions, noised))
+            columns.append(self._losses(model, batch, x0, batch.captions, noised))
         return torch.stack(columns, dim=1)
 
     def logsnr_of_levels(self, levels: int) -> list[float]:
@@ -224,8 +229,9 @@ class DiffusionStage:
         found: list[float] = logsnr(*schedule(self.config.times(quantile, schedule))).tolist()
         return found
 
-    def _losses(self, model: nn.Module, x0: Tensor, captions: Sequence[str], noised: Noised) -> Tensor:
-        output, _ = model(noised.x_t, noised.t, placed(self._prepare(captions), x0.device))
+    def _losses(self, model: nn.Module, batch: Batch, x0: Tensor, captions: Sequence[str], noised: Noised) -> Tensor:
+        frames = numbers(batch.frames, len(batch), self.size).to(x0)
+        output, _ = model(noised.x_t, noised.t, placed(self._prepare(captions), x0.device), frames)
         return losses_of(output, x0, noised, self.config)
 
     def after_step(self, samples: Mapping[str, Tensor]) -> None:

@@ -82,7 +82,7 @@ class SourceText:
 
     def __call__(self, prepared: Prepared) -> TextStates:
         """Encode what was prepared."""
-        return self._source.module.text(prepared)
+        return TextStates(*self._source.module.condition(prepared))
 
 
 def build(config: GrownConfig, source: TextToImage, seed: int) -> TextToImage:
