@@ -61,7 +61,7 @@ class Clocked:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.players: MutableMapping[str, nn.Module] = stage.players
-        self.memory = stage.memory
+        self.memory, self.needs_whole_batch = stage.memory, stage.needs_whole_batch
         self.seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
         self._since = 0.0
 
