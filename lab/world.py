@@ -140,7 +140,7 @@ class World:
         with self._exchanging():
             dist.all_gather(counts, torch.tensor([len(rows)]))
         numbers = [int(count.item()) for count in counts]
-        joined: Tensor = _Joined.apply(rows, self, numbers)  # type: ignore[no-untyped-call]
+        joined: Tensor = _Joined.apply(rows, self, numbers)
         return joined, sum(numbers[: self.rank])
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
@@ -203,12 +203,12 @@ class _Joined(torch.autograd.Function):
     """Rows of all processes; the gradient of this one's is the sum of what every process's loss says of them."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, world: World, counts: Sequence[int]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor, world: World, counts: Sequence[int]) -> Tensor:
         ctx.world, ctx.begin, ctx.num = world, sum(counts[: world.rank]), len(rows)
         return world.gather_rows(rows, counts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         whole = gradient.clone()
         ctx.world.sum_([whole])
         return whole[ctx.begin : ctx.begin + ctx.num], None, None

@@ -76,7 +76,8 @@ def falsified(caption: str, num: int, rng: np.random.Generator) -> list[str]:
         Refused: the caption is none of this world.
     """
     statement = parse(caption)
-    template, told = _template(statement, caption), []
+    template = _template(statement, caption)
+    told: list[str] = []
     while len(told) < num:
         kind = pick(rng, KINDS)
         options = [other for other in _changed(statement, kind) if sense(other) != sense(statement)]

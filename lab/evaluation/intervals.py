@@ -98,6 +98,8 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
 
         (A - r B)^2 = t^2 var(a - r b) / n
 
+    Of gains of 0 and 1 it is a little too narrow where few differ: it covered in 92 % of 1,000 cases with 6 of 200.
+
     Raises:
         ValueError: fewer than 2 items, numbers that differ, or a mean below of 0.
 

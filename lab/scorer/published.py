@@ -124,15 +124,15 @@ def find(name: str) -> Found:
     if Path(tag).is_file():
         if Path(tag).suffix != ".safetensors":
             raise Refused(f"clip:{name}: only weights in safetensors are read")
-        told = [open_clip.get_pretrained_cfg(architecture, each) for each in tags]
-        return Found(Path(tag), settings, *_colours(told))
-    published = open_clip.get_pretrained_cfg(architecture, tag)
-    repository = published.get("hf_hub", "").strip("/")
+        published = [open_clip.get_pretrained_cfg(architecture, each) for each in tags]
+        return Found(Path(tag), settings, *_colours(published))
+    told = open_clip.get_pretrained_cfg(architecture, tag)
+    repository = told.get("hf_hub", "").strip("/")
     if not repository:
         known = ", ".join(tags) or "none"
         raise Refused(f"clip:{name}: {tag} is no file and no tag of {architecture} (known: {known})")
     folder = pretrained.find("clip", repository, (), False, REMEDY)
-    return Found(_weights_in(folder), settings, *_colours([published]))
+    return Found(_weights_in(folder), settings, *_colours([told]))
 
 
 def _weights_in(folder: Path) -> Path:

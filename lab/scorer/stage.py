@@ -148,7 +148,8 @@ class ScorerStage:
         joined, begin = world.join(torch.cat([images, texts[:num]], dim=1))
         numbers = torch.tensor([_number(self.language.meaning(text)) for text in batch.captions])
         meanings, _ = world.join(numbers)
-        step = Step(*joined.chunk(2, dim=1), meanings.to(device), range(begin, begin + num), near)
+        every_image, every_text = joined.chunk(2, dim=1)
+        step = Step(every_image, every_text, meanings.to(device), range(begin, begin + num), near)
         scale = self._log_scale.exp()
         losses, finds_text, finds_image = contrast(step, scale)
         told = {"finds_text": finds_text, "finds_image": finds_image, "scale": scale.detach().expand(num)}

@@ -50,7 +50,7 @@ def test_a_judge_that_knows_the_answer_finds_all_and_one_that_knows_nothing_find
 ) -> None:
     """One direction for each text, and for each held-out picture that of its own text: near misses fit nothing."""
     found = saved.read(run)
-    pictures = heldout.pictures(found.experiment.data, "heldout", 50)
+    pictures = heldout.pictures(found.experiment.data, "heldout", 60)
     place = {caption: number for number, caption in enumerate(dict.fromkeys(pictures.captions))}
     known = {image.numpy().tobytes(): text for image, text in zip(pictures.images, pictures.captions, strict=True)}
 
@@ -64,11 +64,11 @@ def test_a_judge_that_knows_the_answer_finds_all_and_one_that_knows_nothing_find
 
     monkeypatch.setattr(Judge, "texts", lambda self, texts: torch.stack([direction(text) for text in texts]))
     monkeypatch.setattr(Judge, "images", of_images)
-    figures, _ = scorer_lab.everything(found, 50, lambda: None, with_networks=False)
+    figures, _ = scorer_lab.everything(found, 60, lambda: None, with_networks=False)
     values = [figures[group][way]["value"] for group in ("first_of_50", "first_of_16") for way in WAYS]
     assert values == [1.0] * 4
     monkeypatch.setattr(Judge, "images", lambda self, images: torch.ones(len(images), 64))
-    figures, _ = scorer_lab.everything(found, 50, lambda: None, with_networks=False)
+    figures, _ = scorer_lab.everything(found, 60, lambda: None, with_networks=False)
     assert figures["first_of_16"]["text of the picture"]["value"] == 0  # all are alike to it
 
 

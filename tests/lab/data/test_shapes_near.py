@@ -1,13 +1,14 @@
 """Near misses differ in one thing, are false, and come in every kind."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.data.shapes_captions import HELDOUT, meaning, parse, phrasings, say, sense
 from lab.data.shapes_near import KINDS, falsified, near_misses
-from lab.data.shapes_scene import Noun, Statement
+from lab.data.shapes_scene import Noun, Scene, Statement
 from lab.evaluation.prompt_accuracy import compare
 from lab.randomness import key
 
@@ -15,14 +16,18 @@ WORLD = Shapes(ShapesConfig(mixture={"single": 0.2, "pair": 0.3, "count": 0.1, "
 PAIR = "in the picture a red circle sits left of two small blue squares"
 
 
+def is_false(scene: Scene, statement: Statement) -> bool:
+    return not all(compare(scene, statement).values())
+
+
 def test_near_misses_are_false_different_and_of_every_kind() -> None:
     seen: Counter[str] = Counter()
     for slot in range(60):
         scene, caption = WORLD.scene(0, slot)
-        found = near_misses(caption, 15, key(0, "test", slot), lambda other: not all(compare(scene, other).values()))
+        found = near_misses(caption, 15, key(0, "test", slot), partial(is_false, scene))
         assert len({meaning(each.caption) for each in found} | {meaning(caption)}) == 16
         assert all(parse(each.caption) == each.statement for each in found)
-        assert not any(all(compare(scene, each.statement).values()) for each in found)
+        assert all(is_false(scene, each.statement) for each in found)
         seen.update(each.kind for each in found)
     assert set(seen) == set(KINDS)
 
@@ -43,7 +48,7 @@ def test_what_is_falsified_is_false_of_every_picture_of_the_caption() -> None:
     for slot in range(200):
         scene, caption = WORLD.scene(1, slot)
         for other in falsified(caption, 3, key(0, "test", slot)):
-            assert not all(compare(scene, parse(other)).values()), (caption, other)
+            assert is_false(scene, parse(other)), (caption, other)
     assert falsified(PAIR, 4, key(0, "a", 1)) == falsified(PAIR, 4, key(0, "a", 1))
 
 
