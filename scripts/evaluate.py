@@ -7,6 +7,8 @@
     python scripts/evaluate.py runs/demo --num 500 --best-of 1,2,4,8 --scorer runs/scorer # selected by a trained scorer
     python scripts/evaluate.py runs/demo --num 200 --guidance 1,1.5,2,3,5,8               # quality against guidance
     python scripts/evaluate.py runs/emoji64 --num 200          # a model of your own pictures
+    python scripts/evaluate.py runs/emoji64 --metrics fid,kid,clip --clip ViT-L-14-336:openai   # weights of your own
+    python scripts/evaluate.py --selftest                      # does this machine compute the figures that it should?
     python scripts/evaluate.py runs/shapes64_vae               # an autoencoder: what it keeps of held-out pictures
     python scripts/evaluate.py runs/shapes64_fast              # a fast decoder: what it makes of small pictures
     python scripts/evaluate.py runs/scorer                     # a scorer: whether it finds the text of a picture
@@ -18,6 +20,10 @@ picture that cannot be read is wrong. Intervals are Wilson 95 % for proportions 
 of each prompt is kept beside the figures in ``*.outcomes.jsonl``, and the first pictures of each list in
 ``*.pictures``: from these scripts/compare.py compares runs.
 
+What each figure says, what it takes and when to trust it stands in docs/evaluation.md. With --metrics only some are
+measured, or others: those that need weights from elsewhere, which are read from a file or a cache and known by their
+hash, never downloaded. Features of the data are kept by content, and made once.
+
 With --best-of it measures instead how the share of right pairs grows with the number of candidates that the best is
 selected of, over the steps that they cost, and with --reject what giving up the worst previews saves and loses, with a
 plot. Selected and judged by the same verifier or scorer, that is how far selection goes, and no figure of the run. For
@@ -27,8 +33,9 @@ With several scales of --guidance each is evaluated as it would be alone, and on
 accuracy, distance and diversity as curves.
 
 **A diffusion model of other pictures**: how far samples for held-out captions are from held-out pictures; how often the
-nearest picture carries the caption that was asked for; and whether samples are copies of training pictures, with a
-sheet of the closest pairs. In pixels, and in the features of EfficientNet-Lite0.
+nearest picture carries the caption that was asked for; whether samples lie everywhere where data lies, and how many
+differ; and whether they are copies of training pictures, with a sheet of the closest pairs. In pixels, and in the
+features of EfficientNet-Lite0.
 
 **An autoencoder**: PSNR, SSIM and the perceptual distance of reconstructions, beside those of two baselines with no
 more numbers per picture (a thumbnail, and a linear codec fitted on training pictures); the distance of the set of
@@ -66,7 +73,14 @@ METRICS = (
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate; see the module's text."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.selftest:
+        from scripts.selftest import selftest
+
+        return selftest()
+    if options.run is None:
+        parser.error("name a run, or --selftest")
     from lab.errors import Refused
     from scripts import evaluating
 
@@ -83,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("run", type=Path, help="a run directory")
+    add("run", type=Path, nargs="?", help="a run directory")
+    add("--selftest", action="store_true", help="check the figures of fixed inputs on this machine; takes no run")
     add(
         "--num",
         type=int,

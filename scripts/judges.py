@@ -126,7 +126,7 @@ def _member(name: str, weight: float) -> Member:
     else:
         raise Refused(
             f"--scorer {name}: there are {', '.join(VERDICTS)}, the folder of a run with stage.kind=scorer, and "
-            "clip:FOLDER or clip:MODEL@FILE; several as in prompt_accuracy=1,readable=0.5"
+            "clip:FOLDER or clip:ARCHITECTURE:FILE; several as in prompt_accuracy=1,readable=0.5"
         )
     return Member(name, weight, partial(_by_cosine, made), made.origin, made.model.cut)
 

@@ -16,6 +16,7 @@ from lab.evaluation.clip_score import Clip, clip_score
 from lab.evaluation.dinov2 import REMEDY as DINOV2_REMEDY
 from lab.evaluation.dinov2 import DinoV2
 from lab.evaluation.features import EfficientNetLite0, Extractor, content, described
+from lab.evaluation.figure import torch_fidelity
 from lab.evaluation.inception import Inception
 from lab.explanation import nearest
 
@@ -101,7 +102,8 @@ def rows(figures: Mapping[str, Any]) -> list[str]:
     for figure in (figure for section in SECTIONS for figure in figures.get(section, [])):
         notes = f"  ({'; '.join(figure['notes'])})" if figure["notes"] else ""
         interval = f"[{figure['low']:.4f}, {figure['high']:.4f}]"
-        found.append(f"{figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{notes}")
+        against = f" against {figure['m']}" if figure["m"] else ""
+        found.append(f"{figure['name']}: {figure['value']:.4f}  {interval}  n {figure['n']}{against}{notes}")
     return found
 
 
@@ -132,6 +134,8 @@ def choose(options: Namespace, *, is_shapes: bool) -> Panel:
         networks = {}
     if not metrics:
         raise Refused("--no-distances leaves nothing of --metrics: leave one of them out")
+    if any(name in networks for name in metrics.intersection(get_args(likeness.Metric))):
+        torch_fidelity("metric_kid")  # rather missed now than after the pictures are drawn
     kinds = sorted({networks[name] for name in metrics if name in networks})
     return Panel(metrics, networks, {kind: _load(kind, options) for kind in kinds}, options.cache)
 

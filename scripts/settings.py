@@ -68,7 +68,7 @@ def add_selection_flags(parser: argparse.ArgumentParser) -> None:
         default="prompt_accuracy",
         help="who says which is best: prompt_accuracy (share of the prompt's attributes that the verifier of the "
         "Shapes finds right, 0 to 1), readable (1 if it can read the picture), the folder of a run that has trained a "
-        "scorer, a published CLIP (clip:FOLDER, clip:ViT-B-32@weights.safetensors), or several with weights, as in "
+        "scorer, a published CLIP (clip:FOLDER, clip:ViT-B-32:weights.safetensors), or several with weights, as in "
         "runs/scorer=1,readable=0.5 (default: the first)",
     )
     add(

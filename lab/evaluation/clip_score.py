@@ -31,7 +31,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 CHUNK = 16  # captions per pass
 L14_336 = {"image_size": 336, "layers": 24, "width": 1024, "patch_size": 14}
 REMEDY = (
-    "give --clip a folder with open_clip_config.json and open_clip_model.safetensors, or an architecture and a tag or "
+    "name a folder with open_clip_config.json and open_clip_model.safetensors, or an architecture and a tag or "
     "file, as in ViT-L-14-336:openai (huggingface-cli download timm/vit_large_patch14_clip_336.openai, where there is "
     "a network, puts these into the cache) or ViT-B-32:/weights/mine.safetensors"
 )
@@ -44,15 +44,16 @@ class Clip:
     Args:
         name: a folder, a repository in the hub's cache, or ARCHITECTURE:TAG or ARCHITECTURE:FILE as open_clip has them.
         device: where it runs.
+        setting: that holds the name, for messages.
 
     Raises:
         Refused: it is not on this machine, is not built as CLIP's are, or its weights do not fit.
     """
 
-    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+    def __init__(self, name: str, device: torch.device | str = "cpu", setting: str = "--clip") -> None:
         from open_clip import SimpleTokenizer
 
-        published = clip.find(name, allow_download=False, setting="--clip", remedy=REMEDY)
+        published = clip.find(name, allow_download=False, setting=setting, remedy=REMEDY)
         self.weights_sha256 = pretrained.digest([published.file], None)
         self.network = _load(published).to(device).eval().requires_grad_(False)
         side = self.network.visual.image_size

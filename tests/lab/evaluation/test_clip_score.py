@@ -113,7 +113,7 @@ def test_an_architecture_goes_with_a_file_of_weights(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_or_spoilt_is_one_line_with_the_remedy(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"--clip=nobody/nothing: neither a folder .*: give --clip a folder"):
+    with pytest.raises(Refused, match=r"--clip=nobody/nothing: neither a folder .*: name a folder"):
         Clip("nobody/nothing")
     with pytest.raises(Refused, match=r"--clip=timm/vit_large_patch14_clip_336\.openai: neither"):
         Clip("ViT-L-14-336:openai")

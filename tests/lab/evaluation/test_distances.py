@@ -43,6 +43,20 @@ def test_frechet_agrees_with_torch_fidelity_and_the_fast_form(n: int, d: int) ->
     assert module.frechet_value(a.numpy(), b.numpy()) == pytest.approx(theirs, rel=1e-6, abs=1e-4)
 
 
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("library", ["cleanfid.fid", "torchmetrics.image.fid"])
+@pytest.mark.filterwarnings("ignore")  # theirs, about their own dependencies
+def test_frechet_agrees_with_other_libraries(library: str, n: int, d: int) -> None:
+    other = pytest.importorskip(library)
+    a, b = normal(n, d, 0), 1.2 * normal(n, d, 1) + 0.1
+    moments = [(x.mean(dim=0), torch.cov(x.T)) for x in (a, b)]
+    if library == "cleanfid.fid":
+        theirs = other.frechet_distance(*(part.numpy() for pair in moments for part in pair))
+    else:
+        theirs = other._compute_fid(*moments[0], *moments[1])
+    assert frechet(a, b, "x").value == pytest.approx(float(theirs), rel=1e-6, abs=1e-4)
+
+
 @pytest.mark.parametrize(("n", "d"), [(500, 64), (300, 128)])
 def test_frechet_agrees_with_a_matrix_square_root(n: int, d: int) -> None:
     from scipy.linalg import sqrtm
