@@ -1,4 +1,4 @@
-"""CLIP models that others have trained, as judges of pictures; how they are named and loaded: lab.evaluation.clip_score."""
+"""CLIP models that others have trained, as judges of pictures; lab.evaluation.clip_score finds and loads them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A published CLIP as a judge, tiny and of random weights; how such are found and loaded: evaluation/test_clip_score."""
+"""A published CLIP as a judge, tiny and of random weights; how it is loaded: evaluation/test_clip_score.py."""
 
 from collections.abc import Callable
 from pathlib import Path
