@@ -67,7 +67,8 @@ from scripts.entry import EXIT_CODES, run
 
 METRICS = (
     "what to measure: prompt, diversity, distances, precision_recall, memorization, which need no download (default: "
-    "those of them that go with the data), and fid, kid, fd_dinov2, cmmd, clip, which need weights; docs/evaluation.md"
+    "those of them that go with the data); word_order; and fid, kid, fd_dinov2, cmmd, clip, which need weights. See "
+    "docs/evaluation.md"
 )
 
 

@@ -1,7 +1,7 @@
 """The figures of a text-to-image run on the Shapes world, from one generation pass per prompt list."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from lab.data.shapes import Shapes, ShapesConfig, prompts, prompts_hash
 from lab.evaluation.diversity import diversity
 from lab.evaluation.prompt_accuracy import Verdict, judge, shares
 from lab.images import from_uint8, to_uint8
+from lab.randomness import key
 from lab.storage import write_whole
 from scripts import gallery, panel
 from scripts.drawing import Trained
@@ -65,7 +66,7 @@ def everything(trained: Trained, sampling: SamplingConfig, num: int, kept: Path,
     world = world_of(trained.experiment)
     drawn = partial(draw, trained, sampling, kept, poll)
     kinds = KINDS if "prompt" in asked.metrics else KINDS[: bool(asked.extractors)]
-    lists = {kind: prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED) for kind in kinds}
+    lists = {kind: _prompts(kind, num) for kind in kinds}
     figures: dict[str, Any] = {
         "origin": dict(trained.origin),
         "trained": {name: trained.state[name] for name in ("step", "seen", "seconds") if name in trained.state},
@@ -80,10 +81,11 @@ def everything(trained: Trained, sampling: SamplingConfig, num: int, kept: Path,
         shown[kind] = images[:SHOWN]
         if "prompt" in asked.metrics:
             verdicts[kind] = [judge(image, text) for image, text in zip(_polled(images, poll), texts, strict=True)]
-            found = {name: asdict(share) for name, share in shares(verdicts[kind]).items()}
-            figures["prompt_accuracy"][kind] = {**found.pop("right"), "attributes": found}
+            figures["prompt_accuracy"][kind] = _shares(verdicts[kind])
         if kind == "pair" and asked.extractors:
             figures |= asked.likeness(to_uint8(images), texts, renders(world, len(images)), kept, poll)
+    if "word_order" in asked.metrics:
+        figures["word_order"] = {kind: _in_disorder(kind, num, drawn, poll) for kind in ("pair", "single")}
     if "diversity" in asked.metrics:
         images = drawn([Request(OPEN_PROMPT, number) for number in range(2 * num)], OPEN_PROMPT)
         spread = diversity(_polled(images, poll), OPEN_PROMPT)
@@ -91,12 +93,31 @@ def everything(trained: Trained, sampling: SamplingConfig, num: int, kept: Path,
     return Measured(figures, lists, verdicts, shown)
 
 
+def _prompts(kind: str, num: int) -> Sequence[str]:
+    return prompts(kind, num * (2 if kind == "pair" else 1), PROMPT_SEED)
+
+
+def _shares(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    found = {name: asdict(share) for name, share in shares(verdicts).items()}
+    return {**found.pop("right"), "attributes": found}
+
+
+def _in_disorder(kind: str, num: int, drawn: Callable[[Sequence[Request], str], Tensor], poll: Poll) -> dict[str, Any]:
+    """Accuracy on the same prompts, each heard with its words in a random order: what the model makes of the order."""
+    texts = _prompts(kind, num)
+    heard = [" ".join(key(PROMPT_SEED, "word order", k).permutation(text.split())) for k, text in enumerate(texts)]
+    images = drawn([Request(text, number) for number, text in enumerate(heard)], f"{kind}, words in disorder")
+    return _shares([judge(image, text) for image, text in zip(_polled(images, poll), texts, strict=True)])
+
+
 def table(figures: Mapping[str, Any]) -> str:
     """Lay the figures out for a terminal."""
     lines = [""]
-    if figures["prompt_accuracy"]:
+    disorder = {f"{kind}, words in disorder": share for kind, share in figures.get("word_order", {}).items()}
+    accuracies = figures["prompt_accuracy"] | disorder
+    if accuracies:
         lines.append(f"{'prompt accuracy':<28}{'right':>7}  {'95 % interval':<15}{'n':>5}   attributes")
-    for kind, share in figures["prompt_accuracy"].items():
+    for kind, share in accuracies.items():
         parts = "  ".join(f"{name} {part['value']:.3f}" for name, part in share["attributes"].items())
         lines.append(
             f"{kind:<28}{share['value']:>7.3f}  {share['low']:.3f} - {share['high']:.3f}  {share['n']:>5}   {parts}"

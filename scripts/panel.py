@@ -20,7 +20,7 @@ from lab.evaluation.figure import torch_fidelity
 from lab.evaluation.inception import Inception
 from lab.explanation import nearest
 
-Metric = Literal["prompt", "memorization", "clip"] | likeness.Metric
+Metric = Literal["prompt", "word_order", "memorization", "clip"] | likeness.Metric
 METRICS: tuple[Metric, ...] = tuple(name for part in get_args(Metric) for name in get_args(part))
 NETWORKS: dict[Metric, str] = {
     "distances": "lite0",
@@ -128,6 +128,10 @@ def choose(options: Namespace, *, is_shapes: bool) -> Panel:
         if options.metrics and "memorization" in metrics:
             raise Refused("--metrics memorization: the Shapes are drawn anew for every sample, and have no copies")
         metrics -= {"memorization"}
+    elif "word_order" in metrics:
+        raise Refused(
+            "--metrics word_order: judged by the verifier of data.kind=shapes, and this run's data is another"
+        )
     if options.no_distances:
         pixels = {"prompt", "memorization"}  # of pictures; the Shapes are read without any network
         metrics = frozenset(name for name in metrics if name in pixels or name not in networks)
@@ -154,7 +158,7 @@ def _load(kind: str, options: Namespace) -> Extractor:
             return Inception(inception.find(options.inception), options.inception_resize)
         case "clip":
             if not options.clip:
-                raise Refused(f"--metrics clip and cmmd need the weights of a CLIP: {CLIP_REMEDY}")
+                raise Refused(f"--metrics clip and cmmd need the weights of a CLIP, by --clip NAME: {CLIP_REMEDY}")
             return Clip(options.clip)
         case "dinov2":
             if not options.dinov2:

@@ -2,17 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from diffusion.pipeline import Request
 from lab.data.shapes import prompts
+from lab.data.shapes_captions import parse
+from lab.data.shapes_render import render
+from lab.data.shapes_scene import draw
 from lab.evaluation import outcomes
 from lab.evaluation.prompt_accuracy import judge
 from lab.images import read_image
+from scripts import measure
 from tests.faults import TINY, Scripts
 
 KINDS = ["pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single"]
@@ -43,6 +50,31 @@ def test_figures_name_what_they_are_of_and_come_out_the_same_again(
         for index, line in enumerate(lines):
             verdict = judge(read_image(tmp_path / "a.pictures" / f"{kind}-{index:04d}.png"), line["prompt"])
             assert asdict(verdict) == {name: line[name] for name in ("right", "attributes", "problem")}
+
+
+def test_prompts_in_disorder_are_judged_by_what_was_meant() -> None:
+    heard: list[str] = []
+
+    def drawn(requests: Sequence[Request], what: str) -> Tensor:
+        heard.extend(request.prompt for request in requests)
+        rng = np.random.Generator(np.random.Philox(0))
+        return torch.stack([torch.from_numpy(render(draw(parse(text), rng), 32)) for text in prompts("single", 8, 0)])
+
+    found = measure._in_disorder("single", 8, drawn, lambda: None)
+    assert (found["value"], found["n"]) == (1, 8)
+    meant = prompts("single", 8, 0)
+    assert [sorted(text.split()) for text in heard] == [sorted(text.split()) for text in meant]
+    assert sum(one != other for one, other in zip(heard, meant, strict=True)) >= 6
+
+
+def test_only_what_is_asked_for_is_measured(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    done = script("evaluate", reference, "--num", 2, "--metrics", "word_order", "--json", tmp_path / "a.json")
+    assert done.code == 0, done.err
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert {kind: share["n"] for kind, share in figures["word_order"].items()} == {"pair": 4, "single": 2}
+    assert figures["prompt_accuracy"] == {}
+    assert "diversity" not in figures
+    assert "single, words in disorder" in done.out
 
 
 def test_the_same_figures_are_not_measured_twice_and_no_file_is_overwritten(
@@ -111,7 +143,7 @@ def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: P
             ("--metrics", "fid", "--inception", "no.pth"),
             "the weights of inception-v3 are not at no.pth: fetch https://",
         ),
-        (("--metrics", "cmmd"), "--metrics clip and cmmd need the weights of a CLIP: give --clip a folder"),
+        (("--metrics", "cmmd"), "--metrics clip and cmmd need the weights of a CLIP, by --clip NAME: name a folder"),
         (("--metrics", "fd_dinov2"), "--metrics fd_dinov2 needs the weights of DINOv2: give --dinov2 a folder"),
         (("--metrics", "clip", "--clip", "nobody/nothing"), "--clip=nobody/nothing: neither a folder here nor in"),
         (("--num", 9), "--num 9: at least 10 prompts per kind, or 2 with --no-distances"),
