@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from lab import pretrained
 from lab.errors import Refused
 from lab.evaluation.features import full_precision, resize
-from lab.evaluation.figure import Figure, matrices
+from lab.evaluation.figure import CLIP, Figure, matrices
 from lab.evaluation.intervals import mean
-from lab.evaluation.kernel_distances import CLIP
 from lab.text import clip
 from lab.text.clip import Published
 

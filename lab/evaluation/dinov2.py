@@ -17,8 +17,8 @@ from torch import Tensor
 from lab import pretrained
 from lab.errors import Refused
 from lab.evaluation.features import full_precision, resize
+from lab.evaluation.figure import DINOV2
 
-PUBLISHED = "dinov2-vit-l14"
 SHAPE = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,7 +52,7 @@ class DinoV2:
         shape = self.network.config
         self.width = int(shape.hidden_size)
         is_published = all(getattr(shape, key) == value for key, value in SHAPE.items())
-        self.name = PUBLISHED if is_published else f"dinov2-{self.width}x{shape.num_hidden_layers}-{shape.patch_size}"
+        self.name = DINOV2 if is_published else f"dinov2-{self.width}x{shape.num_hidden_layers}-{shape.patch_size}"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Describe uint8 images (b, 3, H, W), RGB, as float32 features (b, width) on the device of the network."""

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.evaluation.figure import Figure, Matrix, matrices, torch_fidelity
-from lab.evaluation.kernel_distances import INCEPTION, kernel
+from lab.evaluation.figure import DINOV2, INCEPTION, Figure, Matrix, matrices, torch_fidelity
+from lab.evaluation.kernel_distances import kernel
 from lab.randomness import key
 
 NUM_GROUPS = 20
 KERNEL_FIRST = 10_000  # images below which the kernel distance, which has no bias, stands first
-NAMES = {INCEPTION: "FID", "dinov2-vit-l14": "FD-DINOv2"}
+NAMES = {INCEPTION: "FID", DINOV2: "FD-DINOv2"}
 STUDENT = 2.0930240544  # 97.5 % point of Student's t with NUM_GROUPS - 1 degrees of freedom
 
 

@@ -16,7 +16,7 @@ from lab.errors import NonFinite, Refused
 
 Matrix = npt.NDArray[np.float64]
 
-NORMAL = 1.9599639845  # 97.5 % point
+INCEPTION, DINOV2, CLIP = "inception-v3", "dinov2-vit-l14", "clip-vit-l14-336"  # whose figures have published names
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from lab.errors import Refused
 from lab.evaluation.features import full_precision, resize
-from lab.evaluation.figure import torch_fidelity
-from lab.evaluation.kernel_distances import INCEPTION
+from lab.evaluation.figure import INCEPTION, torch_fidelity
 
 Filter = Literal["tensorflow", "clean"]
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")

@@ -20,9 +20,9 @@ import numpy as np
 from torch import Tensor
 
 from lab.errors import Refused
-from lab.evaluation.figure import NORMAL, Figure, Matrix, matrices, torch_fidelity
+from lab.evaluation.figure import CLIP, INCEPTION, Figure, Matrix, matrices, torch_fidelity
+from lab.evaluation.intervals import Z95
 
-INCEPTION, CLIP = "inception-v3", "clip-vit-l14-336"  # extractors whose features have a published name
 SIGMA, SCALE = 10.0, 1000.0  # of CMMD
 MEDIAN_OF = 2000  # reference images whose distances the bandwidth is the median of
 _INTERVAL = "95 %, standard error of the U-statistic, normal"
@@ -126,8 +126,8 @@ def _figure(
         name=name,
         extractor=extractor,
         value=value,
-        low=value - NORMAL * error,
-        high=value + NORMAL * error,
+        low=value - Z95 * error,
+        high=value + Z95 * error,
         n=len(sets[0]),
         m=len(sets[1]),
         interval=_INTERVAL,

@@ -6,9 +6,9 @@ from typing import Literal
 from torch import Tensor
 
 from lab.evaluation.distances import distances, frechet
-from lab.evaluation.figure import Figure
+from lab.evaluation.figure import CLIP, Figure
 from lab.evaluation.infinity import frechet_infinity
-from lab.evaluation.kernel_distances import CLIP, cmmd, gaussian, kernel
+from lab.evaluation.kernel_distances import cmmd, gaussian, kernel
 from lab.evaluation.support import support
 from lab.evaluation.vendi import vendi
 

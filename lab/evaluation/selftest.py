@@ -21,7 +21,8 @@ from lab.data.shapes import Shapes, ShapesConfig
 from lab.errors import Refused
 from lab.evaluation.distances import distances
 from lab.evaluation.features import EfficientNetLite0, extract
-from lab.evaluation.kernel_distances import CLIP, cmmd
+from lab.evaluation.figure import CLIP
+from lab.evaluation.kernel_distances import cmmd
 from lab.evaluation.likeness import likeness
 from lab.images import to_uint8
 from lab.randomness import normal

@@ -13,7 +13,7 @@ from lab.errors import Refused
 from lab.evaluation import clip_score as module
 from lab.evaluation.clip_score import Clip, clip_score
 from lab.evaluation.features import extract
-from lab.evaluation.kernel_distances import CLIP
+from lab.evaluation.figure import CLIP
 from tests.encoders import CAPTIONS
 from tests.lab.evaluation.test_features import images
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lab.errors import Refused
-from lab.evaluation.dinov2 import PUBLISHED, DinoV2
+from lab.evaluation.dinov2 import DinoV2
+from lab.evaluation.figure import DINOV2
 from tests.lab.evaluation.test_features import images
 
 transformers = pytest.importorskip("transformers")
@@ -40,7 +41,7 @@ def test_features_are_the_class_token_of_normalised_pictures(folder: Path) -> No
 
 def test_only_the_published_shape_has_the_published_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.evaluation.dinov2.SHAPE", {"hidden_size": 16, "num_hidden_layers": 2, "patch_size": 14})
-    assert DinoV2(str(folder)).name == PUBLISHED
+    assert DinoV2(str(folder)).name == DINOV2
 
 
 def test_what_is_missing_is_one_line_with_the_remedy(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lab.errors import Refused
 from lab.evaluation import kernel_distances as module
-from lab.evaluation.figure import NORMAL
+from lab.evaluation.figure import CLIP
+from lab.evaluation.intervals import Z95
 from lab.evaluation.kernel_distances import cmmd, gaussian, kernel
 
 pytest.importorskip("torch_fidelity")
@@ -76,7 +77,7 @@ def test_kernel_interval_covers_the_true_distance(num_sets: int) -> None:
     truth = polynomial_mmd(mean, std)
     figures = [kernel(normal(300, 8, 2 * i), 0.5 + std * normal(200, 8, 2 * i + 1), "x") for i in range(num_sets)]
     values = np.array([figure.value for figure in figures])
-    errors = np.array([figure.high - figure.value for figure in figures]) / NORMAL
+    errors = np.array([figure.high - figure.value for figure in figures]) / Z95
     assert abs(values.mean() - truth) < 3 * values.std() / num_sets**0.5
     assert np.mean(errors**2) == pytest.approx(values.var(), rel=0.2)
     assert 0.93 <= np.mean([figure.low <= truth <= figure.high for figure in figures]) <= 0.97
@@ -141,7 +142,7 @@ def published_cmmd(x: Tensor, y: Tensor) -> float:
 
 def test_cmmd_is_the_published_recipe_and_tells_its_bias() -> None:
     a, b = normal(40, 16, 0), normal(30, 16, 1) + 0.5
-    found = cmmd(3 * a, b, module.CLIP)
+    found = cmmd(3 * a, b, CLIP)
     assert found.name == "CMMD (clip-vit-l14-336)"
     assert found.value == pytest.approx(published_cmmd(a, b), abs=1e-9)
     assert found.low <= found.value <= found.high
