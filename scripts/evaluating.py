@@ -136,7 +136,8 @@ def _of_selection(options: Namespace, trained: Trained, sampling: SamplingConfig
     path = _once(options, "best-of", what, sampling, make)
     found = json.loads(path.read_text())
     drawn = plotting.draw(selection_curve.plots(found), path.with_suffix(".png"))
-    told = [selection_curve.table(found, len(texts)), *plan.panel.warnings(texts), drawn]
+    warnings = [line for panel in (plan.panel, judge) if panel for line in panel.warnings(texts)]
+    told = [selection_curve.table(found, len(texts)), *warnings, drawn]
     return path, "\n".join(told)
 
 

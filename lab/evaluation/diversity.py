@@ -98,6 +98,9 @@ def total_variation(first: _Histogram, second: _Histogram) -> float:
 def _margin(pictures: Sequence[Scene | None], attribute: str, law: _Histogram) -> float:
     """Half of the interval: the spread of the distance when a twentieth of the pictures is left out, scaled up.
 
+    In simulations it covered in 96 % of cases where the distance is large, and in up to 99.5 % where it is that of
+    fresh renders, at which it is half again too wide.
+
     Source: Efron and Stein 1981, Annals of Statistics 9(3).
     """
     from scipy.special import stdtrit

@@ -60,7 +60,7 @@ class Scorer(nn.Module):
 
     Attributes:
         size: see above.
-        log_scale: logarithm of what cosines are multiplied by in the loss.
+        log_scale: (1,), logarithm of what cosines are multiplied by in the loss.
 
     Source: Radford et al. 2021, "Learning transferable visual models from natural language supervision",
     arXiv:2103.00020.
@@ -75,13 +75,22 @@ class Scorer(nn.Module):
         self.text = text
         self.from_image = edge(nn.Linear(tower.width, width, bias=False))
         self.from_text = edge(nn.Linear(text.pooled_width, width, bias=False))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(INITIAL_SCALE)))
 
-    def forward(self, images: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
-        """Give directions (b, d) of pictures (b, 3, H, W) in [-1, 1] and of b prepared texts: the pass that trains."""
+    def forward(self, images: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+        """Make the pass that trains.
+
+        Args:
+            images: (b, 3, H, W) in [-1, 1].
+            prepared: of k texts.
+
+        Returns:
+            Directions (b, d) of the pictures and (k, d) of the texts, and the scale (1,) of their cosines.
+        """
         with _attention(images):
             pictures = self.image(images)
-        return _unit(self.from_image(pictures)), _unit(self.from_text(self.text(prepared).pooled))
+        texts = self.text(prepared).pooled
+        return _unit(self.from_image(pictures)), _unit(self.from_text(texts)), self.log_scale.exp()
 
     @torch.no_grad()
     def of_images(self, images: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def contrast(step: Step, scale: Tensor) -> Contrast:
     images, texts, near = step.images, step.texts, step.near
     rows = torch.arange(step.own.start, step.own.stop, device=images.device)
     twins = step.meanings[rows, None] == step.meanings[None]
-    twins[torch.arange(len(rows)), rows] = False
+    twins[rows - step.own.start, rows] = False
     with torch.autocast(images.device.type, enabled=False):
         to_text = (scale * images[rows] @ texts.T).masked_fill(twins, -math.inf)  # (b, B)
         to_text = torch.cat([to_text, scale * einsum(images[rows], near, "b d, b k d -> b k")], dim=1)
@@ -143,14 +143,13 @@ class ScorerStage:
         """Give the loss of each sample (b,) against all of the step, on every process, and whether it was found."""
         world, device, num = self.runtime.world, batch.images.device, len(batch)
         prepared = placed(self._prepare([*batch.captions, *self._near(batch)]), device)
-        images, texts = self.players["model"](batch.images, prepared)
+        images, texts, scale = self.players["model"](batch.images, prepared)
         near = rearrange(texts[num:], "(b k) d -> b k d", b=num)
         joined, begin = world.join(torch.cat([images, texts[:num]], dim=1))
         numbers = torch.tensor([_number(self.language.meaning(text)) for text in batch.captions])
         meanings, _ = world.join(numbers)
         every_image, every_text = joined.chunk(2, dim=1)
         step = Step(every_image, every_text, meanings.to(device), range(begin, begin + num), near)
-        scale = self._log_scale.exp()
         losses, finds_text, finds_image = contrast(step, scale)
         told = {"finds_text": finds_text, "finds_image": finds_image, "scale": scale.detach().expand(num)}
         return losses, told
@@ -167,7 +166,7 @@ class ScorerStage:
     def after_step(self, samples: Mapping[str, Tensor]) -> None:
         """Keep the scale of the cosines from growing without end, as CLIP does."""
         with torch.no_grad():
-            self._log_scale.clamp_(0, math.log(LARGEST_SCALE))
+            self.players["model"].get_parameter("log_scale").clamp_(0, math.log(LARGEST_SCALE))
 
     def preview(self, model: nn.Module, captions: Sequence[str]) -> Tensor:
         """Give for each caption the picture that fits it best, of the pictures of all of them."""
@@ -178,16 +177,12 @@ class ScorerStage:
         return images[cosines.argmax(dim=1)]
 
     def findings(self) -> Mapping[str, float]:
-        """Give what cosines are multiplied by."""
-        return {"scale": float(self._log_scale.detach().exp())}
+        """Give the number of texts that each picture of a step is told from beside those of the others."""
+        return {"near_misses": float(self.config.near_misses)}
 
     def charts(self) -> Mapping[str, Image.Image]:
         """Draw nothing."""
         return {}
-
-    @property
-    def _log_scale(self) -> Tensor:
-        return self.players["model"].get_parameter("log_scale")
 
 
 def _number(meaning: str) -> int:

@@ -108,8 +108,8 @@ def test_the_stage_compares_every_sample_with_every_other(stage: ScorerStage, ba
     assert losses.shape == (6,)
     assert told["scale"].tolist() == pytest.approx([1 / 0.07] * 6)
     model = stage.players["model"]
-    directions = model(batch.images, stage._prepare(batch.captions))
-    expected = ClipLoss()(*directions, torch.tensor(1 / 0.07))
+    *directions, scale = model(batch.images, stage._prepare(batch.captions))
+    expected = ClipLoss()(*directions, scale)
     torch.testing.assert_close(losses.mean(), expected)  # six captions, six meanings
     torch.testing.assert_close(directions[0].norm(dim=1), torch.ones(6))
     alone, _ = stage.loss("model", batch.split(1)[0])
