@@ -7,6 +7,7 @@
     python scripts/evaluate.py runs/emoji64 --num 200          # a model of your own pictures
     python scripts/evaluate.py runs/shapes64_vae               # an autoencoder: what it keeps of held-out pictures
     python scripts/evaluate.py runs/shapes64_fast              # a fast decoder: what it makes of small pictures
+    python scripts/evaluate.py runs/shapes64_cascade --steps 5 # a cascade: what details it draws
 
 **A diffusion model of the Shapes**: whether it does what prompts say, and how close its pictures are to the world's.
 Prompts come from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations,
@@ -30,8 +31,9 @@ reads from the reconstructions. Beside the figures stand two sheets: originals, 
 straight lines between latents.
 
 **A fast decoder**: the same of what it makes of held-out pictures that were made small, beside bicubic, Lanczos and the
-best linear filter; how much of the small picture is found again in the large one (consistency, colours); the time that
-a picture takes; a sheet.
+best linear filter; how much of the small picture is found again in the large one (consistency, colours); kernel and
+Frechet distance of all that it made to the real pictures; the time that a picture takes; a sheet. **A cascade**: the
+same of details drawn with the captions of the pictures, as they are and back-projected.
 
 The same checkpoint and settings give the same figures, and are not measured twice: the hash in the file's name is
 theirs. Ctrl-C, SIGTERM and SIGUSR1 stop it soon; after them, and after a kill, the same command goes on: of a diffusion
