@@ -89,8 +89,8 @@ def retold(found: Saved, sampling: dict[str, object], enlarging: dict[str, objec
 
 
 def told(found: Saved) -> dict[str, object]:
-    """Give the settings that decide what is made with a run's weights, as JSON values; a fast decoder has none."""
-    config = shape(found)
+    """Give the settings that decide what a cascade makes with its weights, as JSON values; nothing of other models."""
+    config = found.experiment.stage
     if not isinstance(config, CascadeConfig):
         return {}
     return {name: getattr(config, name).model_dump(mode="json") for name in ("sampling", "enlarging")}

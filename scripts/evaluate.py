@@ -11,6 +11,7 @@
     python scripts/evaluate.py --selftest                      # does this machine compute the figures that it should?
     python scripts/evaluate.py runs/shapes64_vae               # an autoencoder: what it keeps of held-out pictures
     python scripts/evaluate.py runs/shapes64_fast              # a fast decoder: what it makes of small pictures
+    python scripts/evaluate.py runs/shapes64_cascade --steps 5 # a cascade: what details it draws
     python scripts/evaluate.py runs/scorer                     # a scorer: whether it finds the text of a picture
 
 **A diffusion model of the Shapes**: whether it does what prompts say, and how close its pictures are to the world's.
@@ -44,8 +45,9 @@ reads from the reconstructions. Beside the figures stand two sheets: originals, 
 straight lines between latents.
 
 **A fast decoder**: the same of what it makes of held-out pictures that were made small, beside bicubic, Lanczos and the
-best linear filter; how much of the small picture is found again in the large one (consistency, colours); the time that
-a picture takes; a sheet.
+best linear filter; how much of the small picture is found again in the large one (consistency, colours); kernel and
+Frechet distance of all that it made to the real pictures; the time that a picture takes; a sheet. **A cascade**: the
+same of details drawn with the captions of the pictures, as they are and back-projected.
 
 **A scorer**: how often a held-out picture finds its caption, and a caption its picture, first among those of 49 others;
 on Shapes also among 15 near misses, each of which has one thing wrong (colours or shapes exchanged, the relation, a

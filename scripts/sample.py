@@ -7,6 +7,7 @@
     python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
     python scripts/sample.py runs/demo "a red circle" --best-of 8 --scorer prompt_accuracy --reject 12:0.5
+    python scripts/sample.py runs/demo "a red circle" --upscale runs/cascade --upscale runs/fast
     python scripts/sample.py runs/emoji64 "a red fox" --best-of 8 --scorer runs/emoji64_scorer   # any prompt
     python scripts/sample.py runs/grown "a red circle"     # a model that was grown to larger pictures draws them itself
 
@@ -91,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="RUN",
-        help="let the pictures pass the upscaler that this run has trained; may be given again, for the next one",
+        help="let the pictures pass the fast decoder or cascade that this run has trained; may be given again, for the "
+        "next one",
     )
     settings.add_flags(parser)
     return parser

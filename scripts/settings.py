@@ -14,6 +14,7 @@ NAMES = (
     "times",
     "chunk",
 )
+TILE = 256  # side in pixels of a small picture of the tiles that are enlarged one by one, unless told otherwise
 
 
 def add_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

@@ -121,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     add("run", type=Path, help="the run of a fast decoder or a cascade")
     add("pictures", type=Path, nargs="+", help="picture files of any common format")
     add("--out", type=Path, required=True, help="folder for the results")
-    add("--tile", type=int, default=256, help="side of the tiles in pixels of the picture; 0 for none (default 256)")
+    tiles = f"side of the tiles in pixels of the picture; 0 for none (default {settings.TILE})"
+    add("--tile", type=int, default=settings.TILE, help=tiles)
     add("--prompt", default="", help="what the pictures show, for a cascade that was trained on captions")
     add("--seed", type=int, default=0, help="of what a cascade draws (default 0)")
     add(

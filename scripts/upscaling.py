@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab.errors import Refused
-from scripts import enlarging, gallery, saved
+from scripts import enlarging, gallery, saved, settings
 from scripts.drawing import Trained
 from scripts.saved import Saved
 from superres.cascade_stage import CascadeConfig
@@ -30,7 +30,7 @@ def followed_by(trained: Trained, runs: Sequence[Path]) -> Trained:
     return trained
 
 
-def upscaler(found: Saved, tile: int = 0) -> Upscaler:
+def upscaler(found: Saved, tile: int = settings.TILE) -> Upscaler:
     """Build the upscaler that a run has trained.
 
     Args:

@@ -139,6 +139,38 @@ def test_the_tap_names_every_level(unet: UNet) -> None:
     assert torch.equal(tapped, unet(X, ANGLE, said(3)))
 
 
+def test_depths_say_how_many_blocks_each_level_has() -> None:
+    config = UNetConfig(widths=(16, 16, 32), depths=(1, 3), attention=(), middle=2)
+    unet = born(config)
+    assert [len(stacks) for stacks in unet.down] == [len(stacks) for stacks in unet.up] == [1, 3]
+    assert len(unet.middle) == 2
+    same = born(config.model_copy(update={"depths": (), "depth": 2})).state_dict()
+    explicit = born(config.model_copy(update={"depths": (2, 2), "depth": 1})).state_dict()
+    assert same.keys() == explicit.keys()
+
+
+def test_skips_are_scaled(awaken) -> None:
+    """By 0 a level's way up hears nothing of its way down, but through the coarser ones."""
+    tapped: dict[float, dict[str, Tensor]] = {}
+    for scale in (1.0, 0.5):
+        unet, seen = awaken(born(CONFIG.model_copy(update={"skip_scale": scale}))), {}
+        heard: list[Tensor] = []
+        unet.up[0][0].register_forward_pre_hook(lambda module, inputs, heard=heard: heard.append(inputs[0]))
+        unet(X, ANGLE, said(3), seen.__setitem__)
+        tapped[scale] = {"down": seen["down0"], "skip": heard[0][:, 16:]}
+    assert torch.equal(tapped[1.0]["skip"], tapped[1.0]["down"])
+    assert torch.equal(tapped[0.5]["skip"], 0.5 * tapped[0.5]["down"])
+
+
+def test_pictures_beside_the_state_are_heard_and_not_said(awaken) -> None:
+    torch.manual_seed(0)
+    unet = awaken(UNet(CONFIG, CHANNELS, TEXT, POOLED, beside=2).double())
+    first, other = (torch.cat([X, drawn(3, 2, 12, 20, seed=seed)], dim=1) for seed in (4, 5))
+    out = unet(first, ANGLE, said(3))
+    assert out.shape == X.shape
+    assert (unet(other, ANGLE, said(3)) - out).abs().amin(dim=(1, 2, 3)).max() > 0
+
+
 def test_no_weight_is_idle(unet: UNet) -> None:
     unet(X, ANGLE, said(3)).square().sum().backward()
     idle = [name for name, parameter in unet.named_parameters() if parameter.grad is None or not parameter.grad.any()]
@@ -157,6 +189,9 @@ def test_no_weight_is_idle(unet: UNet) -> None:
         ),
         ({"patch": 0}, "greater than or equal to 1"),
         ({"depth": 0}, "greater than or equal to 1"),
+        ({"widths": (16, 32, 32), "attention": (), "depths": (1,)}, "depths names 1 levels, but beside the coarsest"),
+        ({"widths": (16, 32), "attention": (), "depths": (0,)}, "greater than or equal to 1"),
+        ({"skip_scale": 0.0}, "greater than 0"),
     ],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, object], cause: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.pipeline import Poll, Request
+from lab.images import from_uint8
 from scripts import saved, upscaling
 from superres.pipeline import enlarged
 from tests.faults import Scripts
@@ -30,7 +31,7 @@ class Doubling:
 
 def test_each_picture_passes_every_upscaler_with_its_own_request() -> None:
     requests = [Request("a"), Request("b"), Request("c")]
-    drawn = torch.arange(3 * 3 * 2 * 2.0).reshape(3, 3, 2, 2)
+    drawn = from_uint8(torch.arange(3 * 3 * 2 * 2, dtype=torch.uint8).reshape(3, 3, 2, 2))
     polls: list[None] = []
     first, second = Doubling(), Doubling()
     chunks = list(enlarged(iter(drawn.split(2)), (first, second), requests, 5, lambda: polls.append(None)))
