@@ -16,7 +16,8 @@ def _accuracies(point: Point) -> Group:
     if "prompt_accuracy" in point:
         kinds: Group = point["prompt_accuracy"]
         return kinds
-    return {f"{name}, held out": found["recalled"]["heldout"] for name, found in point.get("spaces", {}).items()}
+    spaces = point.get("spaces", {})
+    return {f"{name}, held out": each["recalled"]["heldout"] for name, each in spaces.items() if "recalled" in each}
 
 
 def _distances(point: Point) -> Group:
@@ -29,7 +30,7 @@ def _openness(point: Point) -> Group:
 
 
 def _copies(point: Point) -> Group:
-    found = {name: each["copies"] for name, each in point.get("spaces", {}).items()}
+    found = {name: each["copies"] for name, each in point.get("spaces", {}).items() if "copies" in each}
     return {name: {**each, "value": each["share"]} for name, each in found.items()}
 
 

@@ -158,7 +158,7 @@ def _load(kind: str, options: Namespace) -> Extractor:
             return Inception(inception.find(options.inception), options.inception_resize)
         case "clip":
             if not options.clip:
-                raise Refused(f"--metrics clip and cmmd need the weights of a CLIP, by --clip NAME: {CLIP_REMEDY}")
+                raise Refused(f"--metrics clip and cmmd need a CLIP, named with --clip: {CLIP_REMEDY}")
             return Clip(options.clip)
         case "dinov2":
             if not options.dinov2:

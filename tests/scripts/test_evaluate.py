@@ -143,7 +143,7 @@ def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: P
             ("--metrics", "fid", "--inception", "no.pth"),
             "the weights of inception-v3 are not at no.pth: fetch https://",
         ),
-        (("--metrics", "cmmd"), "--metrics clip and cmmd need the weights of a CLIP, by --clip NAME: name a folder"),
+        (("--metrics", "cmmd"), "--metrics clip and cmmd need a CLIP, named with --clip: name a folder"),
         (("--metrics", "fd_dinov2"), "--metrics fd_dinov2 needs the weights of DINOv2: give --dinov2 a folder"),
         (("--metrics", "clip", "--clip", "nobody/nothing"), "--clip=nobody/nothing: neither a folder here nor in"),
         (("--num", 9), "--num 9: at least 10 prompts per kind, or 2 with --no-distances"),

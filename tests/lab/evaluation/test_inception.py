@@ -99,7 +99,8 @@ def test_the_whole_pipeline_equals_calculate_metrics(published: Path, tmp_path: 
         for number, picture in enumerate(pictures):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{number}.png")
     result = fidelity.calculate_metrics(
-        input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), feature_extractor_weights_path=str(published),
+        input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(published),
         fid=True, kid=True, prc=True, kid_subsets=1, kid_subset_size=8, cuda=False, cache=False, verbose=False,
         batch_size=4, samples_shuffle=False, save_cpu_ram=True,
     )  # fmt: skip
