@@ -19,9 +19,9 @@ StageConfig = TypeVar("StageConfig", bound=Config, covariant=True)
 # What may change between two halves of a run, except what its state depends on. So may the place of data, of frozen
 # weights, of an autoencoder and of a source: each must be the same there.
 FREE = (
-    *("name", "runtime", "evaluate", "stage.sampling", "stage.enlarging", "train", "text.cache", "text.pretrained"),
-    "stage.source",
-    *("stage.codec.run", "stage.codec.pretrained", "stage.codec.precision", "stage.codec.tile", "stage.codec.cache"),
+    *("name", "runtime", "evaluate", "train", "text.cache", "text.pretrained"),
+    *("stage.sampling", "stage.enlarging", "stage.source", "stage.codec.run", "stage.codec.pretrained"),
+    *("stage.codec.precision", "stage.codec.tile", "stage.codec.cache"),
 )
 PLACES = re.compile(r"data\.(parts\.[^.]+\.)?(path|folder|cache|max_bad|remedy|keep_gb|allow_pipe)")
 BOUND = ("train.batch", "train.ema", "train.init_from")

@@ -23,10 +23,10 @@ def followed_by(trained: Trained, runs: Sequence[Path]) -> Trained:
     for path in runs:
         found = saved.read(path)
         passed = f"{trained.origin['upscale']} " if "upscale" in trained.origin else ""
-        passing, told = upscaler(found), enlarging.told(found)
-        name = "-".join([found.origin["checkpoint"], *([gallery.digest(told)] if told else [])])
+        told = enlarging.told(found)
+        name = found.origin["checkpoint"] + (f"-{gallery.digest(told)}" if told else "")
         origin = {**trained.origin, "upscale": passed + name}
-        trained = replace(trained, upscalers=(*trained.upscalers, passing), origin=origin)
+        trained = replace(trained, upscalers=(*trained.upscalers, upscaler(found)), origin=origin)
     return trained
 
 

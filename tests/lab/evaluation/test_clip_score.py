@@ -17,7 +17,7 @@ from lab.evaluation.figure import CLIP
 from tests.encoders import CAPTIONS
 from tests.lab.evaluation.test_features import images
 
-LONG = "a red circle above a blue square and " * 12
+LONG = "a red circle above a blue square and " * 6  # 50 tokens with start and end, and the tiny CLIP reads 40
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def test_captions_that_are_cut_are_counted(clip: Clip) -> None:
     found = clip_score(pictures, clip, [CAPTIONS[0], LONG, LONG])
     assert found.notes == ("2 of 3 captions are longer than 40 tokens, and were cut",)
     assert clip_score(pictures, clip, CAPTIONS[:3]).notes == ()
+    assert [clip.num_cut(["a " * words]) for words in (37, 38, 39)] == [0, 0, 1]
 
 
 def test_pictures_and_captions_come_in_pairs(clip: Clip) -> None:

@@ -97,8 +97,9 @@ def test_frechet_bias_falls_with_n_and_is_labelled() -> None:
 
 
 @pytest.mark.parametrize("shift", [0.3, 0.0])
-def test_frechet_interval_covers_the_expected_value(shift: float) -> None:
-    figures = [frechet(normal(103, 6, 2 * i), normal(87, 6, 2 * i + 1) + shift, "x") for i in range(150)]
+@pytest.mark.parametrize("num_sets", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_frechet_interval_covers_the_expected_value(shift: float, num_sets: int) -> None:
+    figures = [frechet(normal(103, 6, 2 * i), normal(87, 6, 2 * i + 1) + shift, "x") for i in range(num_sets)]
     truth = np.mean([figure.value for figure in figures])
     covered = np.mean([figure.low <= truth <= figure.high for figure in figures])
     assert covered >= 0.93
