@@ -14,7 +14,9 @@ import numpy as np
 from lab.data.shapes_captions import OPPOSITES, parse, phrasings, say, sense
 from lab.data.shapes_scene import COLOURS, RELATIONS, SHAPES, SIZES, Noun, Statement, pick
 
-KINDS = ("swapped colours", "swapped shapes", "relation", "size", "count", "colour", "shape")
+HARD = ("swapped colours", "swapped shapes", "relation", "size")  # the others are learned from any other caption
+EASY = ("count", "colour", "shape")
+KINDS = (*HARD, *EASY)
 MOST_OBJECTS = 4
 
 
@@ -64,8 +66,8 @@ def near_misses(
 def falsified(caption: str, num: int, rng: np.random.Generator) -> list[str]:
     """Change one thing of a caption, several times: what comes out is false of every picture of which it is true.
 
-    Each time a kind of change is drawn, of those that are possible, and then the change. Of relations that is the
-    opposite alone: what is left of something may also be above it.
+    Kinds of change take turns in random order, those in ``HARD`` before the others. A change that may be true as well
+    is not made: what is left of something may also be above it.
 
     Args:
         caption: of this world.
@@ -76,16 +78,32 @@ def falsified(caption: str, num: int, rng: np.random.Generator) -> list[str]:
         Refused: the caption is none of this world.
     """
     statement = parse(caption)
-    template = _template(statement, caption)
-    told: list[str] = []
-    while len(told) < num:
-        kind = pick(rng, KINDS)
-        options = [other for other in _changed(statement, kind) if sense(other) != sense(statement)]
-        if kind == "relation":
-            options = [other for other in options if other.relation == OPPOSITES[statement.relation or ""]]
+    template, told = _template(statement, caption), list[str]()
+    for kind in cycle([*_shuffled(HARD, rng), *_shuffled(EASY, rng)]):
+        if len(told) == num:
+            break
+        options = [other for other in _changed(statement, kind) if _excludes(statement, other)]
         if options:
             told.append(say(pick(rng, options), template))
     return told
+
+
+def _excludes(one: Statement, other: Statement) -> bool:
+    """Whether no scene can be as both say, where they differ in one thing."""
+    things, others = (sorted((n.colour, n.shape, n.count) for n in each.nouns) for each in (one, other))
+    if things != others:
+        return True
+    if one.relation != other.relation:
+        return other.relation == OPPOSITES[one.relation or ""]
+    first, then = one.nouns[0], other.nouns[0]
+    if one.relation is not None and (first.colour, first.shape) != (then.colour, then.shape):
+        return True  # the same two have changed places
+    sizes = {(noun.colour, noun.shape): noun.size for noun in one.nouns}
+    return any({noun.size, sizes[noun.colour, noun.shape]} == set(SIZES) for noun in other.nouns)
+
+
+def _shuffled(kinds: tuple[str, ...], rng: np.random.Generator) -> list[str]:
+    return [kinds[place] for place in rng.permutation(len(kinds))]
 
 
 def _template(statement: Statement, caption: str) -> str:

@@ -45,11 +45,21 @@ def test_each_kind_changes_what_it_says() -> None:
 
 
 def test_what_is_falsified_is_false_of_every_picture_of_the_caption() -> None:
-    for slot in range(200):
+    for slot in range(1000):
         scene, caption = WORLD.scene(1, slot)
         for other in falsified(caption, 3, key(0, "test", slot)):
             assert is_false(scene, parse(other)), (caption, other)
     assert falsified(PAIR, 4, key(0, "a", 1)) == falsified(PAIR, 4, key(0, "a", 1))
+
+
+def test_what_other_captions_do_not_teach_comes_first() -> None:
+    found = falsified("a red circle left of a blue square", 3, key(0, "test", 0))
+    assert set(found) == {
+        "a blue circle left of a red square",
+        "a red square left of a blue circle",
+        "a red circle right of a blue square",
+    }
+    assert len({tuple(falsified(PAIR, 2, key(0, "test", slot))) for slot in range(40)}) > 8  # in any order
 
 
 def test_held_out_phrasings_have_near_misses_too() -> None:
