@@ -48,7 +48,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.answer, self.heard = answer, []
 
-    def forward(self, x_t: Tensor, t: Tensor, prepared: Prepared) -> tuple[Tensor, None]:
+    def forward(self, x_t: Tensor, t: Tensor, prepared: Prepared, frames: Tensor) -> tuple[Tensor, None]:
         self.heard.append((x_t, t, prepared))
         return torch.full_like(x_t, self.answer), None
 

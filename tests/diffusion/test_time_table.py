@@ -115,7 +115,7 @@ def test_as_a_distribution_it_is_its_base(base: AnyBase) -> None:
 class Silent(nn.Module):
     """Says 0, so that the loss is the mean square of the target."""
 
-    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor, frames: Tensor) -> tuple[Tensor, None]:
         return torch.zeros_like(x_t), None
 
 

@@ -226,7 +226,7 @@ def test_who_selects_and_who_judges_are_told_apart(
         assert point["value"] == pytest.approx(point["score"])  # the judge is the scorer
         assert point["low"] < point["value"] < point["high"]
     refused = script("evaluate", reference, "--judge", "prompt_accuracy")
-    assert "--judge judges what --best-of N,N selects" in refused.err.splitlines()[-1]
+    assert "--judge goes with --best-of N,N" in refused.err.splitlines()[-1]
 
 
 def test_the_run_of_something_else_is_no_scorer(script: Scripts, reference: Path, tmp_path: Path) -> None:

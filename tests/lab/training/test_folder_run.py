@@ -99,5 +99,5 @@ def test_best_of_needs_the_verifier_of_the_shapes(script: Scripts, tmp_path: Pat
     folder, run = make(tmp_path / "data", NUM), tmp_path / "run"
     assert script("train", TINY, *words(folder), "train.steps=2", "--run", run).code == 0
     done = script("evaluate", run, "--best-of", "1,2")
-    assert (done.code, "the verifier of data.kind=shapes, and this run's data is another" in done.err) == (2, True)
+    assert (done.code, "--best-of needs a judge beside --scorer where data.kind is not shapes" in done.err) == (2, True)
     assert script("sample", run, "number 3", "--out", tmp_path / "out").code == 0
