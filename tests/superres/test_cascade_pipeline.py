@@ -90,7 +90,7 @@ def test_it_polls_before_each_step() -> None:
 def test_tiles_of_a_network_that_sees_single_pixels_are_the_whole() -> None:
     class Pointwise(nn.Module):
         def forward(self, x: Tensor, angle: Tensor, cond: Cond, shown: Shown, tap: object = None) -> Tensor:
-            return x * shown.picture + shown.grain[:, None, None, None] * angle[:, None, None, None]
+            return x + x * shown.picture + shown.grain[:, None, None, None] * angle[:, None, None, None]
 
     shown = Shown(drawn(2, 3, 24, 40), torch.tensor([0.1, 0.5]))
     x, angle = drawn(4, 3, 24, 40, seed=1), torch.tensor([0.1, 0.5, 0.9, 1.3])
@@ -98,6 +98,8 @@ def test_tiles_of_a_network_that_sees_single_pixels_are_the_whole() -> None:
     whole = Bound(Pointwise(), shown)(x, angle, nobody)
     tiled = Bound(Pointwise(), shown, Tiling(8, 4, blend=True))(x, angle, nobody)
     torch.testing.assert_close(tiled, whole)
+    twice = Shown(shown.picture.repeat(2, 1, 1, 1), shown.grain.repeat(2))
+    torch.testing.assert_close(whole, Pointwise()(x, angle, nobody, twice))
 
 
 def gradient_across(images: Tensor, period: int) -> float:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion.parameterization import X0
 from diffusion.times import LossSecondMomentTimes
 from lab.config import Config
 from lab.data.loader import Batch, Loader
@@ -135,8 +136,8 @@ def test_charts_say_what_the_loss_weighs() -> None:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    """Beyond a network that says nothing, whose loss is that of v, about 1: slowly, for most of it is edges."""
-    config = CascadeConfig(factor=2, unet=NETWORK, detail=0.1, crop=16, caption_drop=1.0)
+    """More than that most details are nothing: 0.54 of the loss at birth is left; without a rate all of it."""
+    config = CascadeConfig(factor=2, unet=NETWORK, detail=0.1, crop=16, caption_drop=1.0, parameterization=X0())
     made = CascadeStage(config, build(config, TEXT, 0), 0, torch.zeros, CPU)
     told = TrainConfig(
         steps=240, batch=8, preview_every=0, checkpoint_every=999, log_every=240, ema=(0.05,),
@@ -147,4 +148,4 @@ def test_it_learns(tmp_path: Path) -> None:
     with RunDir.create(tmp_path / "run", Config()) as rundir:
         assert Trainer(made, Loader(SHAPES, seed=0), CPU, rundir, told).fit() == 0
     after: Tensor = made.loss("model", batch)[0].mean()
-    assert after < 0.9 * before
+    assert after < 0.7 * before
