@@ -21,6 +21,8 @@ import json
 import logging
 import math
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -373,8 +375,21 @@ class _Board:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
+                _wait_to_come_last(self._folder)
                 self._writer = SummaryWriter(str(self._folder), purge_step=self.forget_from)
             act(self._writer)
         except OSError as error:
             self._works = False
             _log.warning("TensorBoard is off for the rest of this process (%s); metrics.jsonl goes on", error)
+
+
+def _wait_to_come_last(folder: Path) -> None:
+    """Wait until a new event file sorts behind those that are there, but no more than two seconds.
+
+    TensorBoard reads them in the order of their names, which are second, host, process and number, as texts: of two in
+    one second the later may come first, and then what a resume forgets stays.
+    """
+    newest = max((path.name for path in folder.glob("events.out.tfevents.*")), default="")
+    own, until = f"{socket.gethostname()}.{os.getpid()}.", time.monotonic() + 2
+    while f"events.out.tfevents.{int(time.time()):010d}.{own}" <= newest and time.monotonic() < until:
+        time.sleep(0.02)

@@ -175,6 +175,18 @@ def test_a_resume_keeps_each_step_once_also_in_tensorboard(path: Path) -> None:
     assert scalars(path)["loss"] == [(step, pytest.approx(step / 10)) for step in range(1, 12)]
 
 
+def test_what_is_resumed_within_a_second_comes_after_what_was_there(path: Path) -> None:
+    with RunDir.create(path, Settings()) as run:
+        for step in (1, 2):
+            run.log(step, step, {"loss": step / 10})
+    (events,) = (path / "tb").iterdir()
+    events.rename(events.with_name(f"events.out.tfevents.{int(time.time()) + 1:010d}.zzz.9.9"))
+    with RunDir.open(path) as run:
+        run.rewind(1)
+        run.log(2, 2, {"loss": 0.5})
+    assert scalars(path)["loss"] == [(1, pytest.approx(0.1)), (2, 0.5)]
+
+
 def test_a_resume_must_rewind_first(path: Path) -> None:
     with RunDir.create(path, Settings()) as run:
         run.log(1, 1, {"loss": 1.0})
