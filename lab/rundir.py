@@ -18,12 +18,9 @@ and repeats the rest. Which experiment a run is, and whether it may change, is d
 
 import io
 import json
-import logging
 import math
 import os
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,8 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from lab.board import Board
 from lab.config import Config, dump
 from lab.environment import describe_process
 from lab.errors import BadData, Refused, StorageFailed
@@ -41,12 +37,10 @@ from lab.storage import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch.utils.tensorboard import SummaryWriter
 
 State = Literal["running", "finished", "preempted", "failed"]
 
 _UNFINISHED = {".lock", "environment.json"}  # what a creation that was cut short may leave
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class RunDir:
         self._lock = lock
         self._rewound = False
         self._metrics: int | None = None
-        self._board = _Board(path / "tb")
+        self._board = Board(path / "tb")
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> "RunDir":
@@ -341,55 +335,3 @@ class RunDir:
         if not isinstance(value, dict):
             raise BadData(f"{path}: must hold a JSON object")
         return value
-
-
-class _Board:
-    """TensorBoard's event file; the first OSError switches it off with one warning."""
-
-    def __init__(self, folder: Path) -> None:
-        self.forget_from: int | None = None
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-        self._works = True
-
-    def scalar(self, name: str, value: float, step: int) -> None:
-        self._write(lambda writer: writer.add_scalar(name, value, step))
-
-    def picture(self, name: str, picture: "Image.Image", step: int) -> None:
-        pixels = np.asarray(picture.convert("RGB"))
-        self._write(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._write(lambda writer: writer.flush())
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._write(lambda writer: writer.close())
-        self._writer = None
-
-    def _write(self, act: Callable[["SummaryWriter"], None]) -> None:
-        if not self._works:
-            return
-        try:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                _wait_to_come_last(self._folder)
-                self._writer = SummaryWriter(str(self._folder), purge_step=self.forget_from)
-            act(self._writer)
-        except OSError as error:
-            self._works = False
-            _log.warning("TensorBoard is off for the rest of this process (%s); metrics.jsonl goes on", error)
-
-
-def _wait_to_come_last(folder: Path) -> None:
-    """Wait until a new event file sorts behind those that are there, but no more than two seconds.
-
-    TensorBoard reads them in the order of their names, which are second, host, process and number, as texts: of two in
-    one second the later may come first, and then what a resume forgets stays.
-    """
-    newest = max((path.name for path in folder.glob("events.out.tfevents.*")), default="")
-    own, until = f"{socket.gethostname()}.{os.getpid()}.", time.monotonic() + 2
-    while f"events.out.tfevents.{int(time.time()):010d}.{own}" <= newest and time.monotonic() < until:
-        time.sleep(0.02)

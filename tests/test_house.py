@@ -20,8 +20,8 @@ DOORS = {
     "diffusers": ("vae.published", "scripts.benchmarks.*"),
     "pyarrow": ("lab.data.index", "lab.data.parquet"),
     "matplotlib": ("diffusion.effective_weight", "scripts.benchmarks.plots", "scripts.plotting"),
-    "tensorboard": ("lab.rundir",),
-    "torch.utils.tensorboard": ("lab.rundir",),
+    "tensorboard": ("lab.board",),
+    "torch.utils.tensorboard": ("lab.board",),
 }
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch.distributed.checkpoint")
 UNSAFE_CALLS = {
