@@ -22,9 +22,9 @@ from lab.training.trainer import Trainer
 from superres.cascade import Cascade
 from superres.cascade_stage import CascadeConfig, CascadeStage, build
 from superres.degrade import Bicubic, Blind, degrade
+from tests.stages import InDouble, trained
 from tests.superres.conftest import wake
 from tests.superres.test_cascade import NETWORK, QUICK, exact
-from tests.vae.test_stage import InDouble
 
 SHAPES = Shapes(ShapesConfig(size=32))
 TEXT = ClipConfig(width=16, heads=2, layers=1, context=24, vocabulary=vocabulary(SHAPES.captions()))
@@ -38,24 +38,12 @@ def stage(**changes: object) -> CascadeStage:
     return CascadeStage(config, build(config, TEXT, 5).double(), 5, lambda num: loader.batch(range(num)).images, CPU)
 
 
-def trained(path: Path, made: CascadeStage, micro_batch: int = 0, steps: int = 4) -> Trainer:
-    optimizer = OptimizerConfig(rate=0.01, warm_up=1)
-    config = TrainConfig(
-        steps=steps, batch=8, micro_batch=micro_batch, optimizer=optimizer, preview_every=0, checkpoint_every=99,
-        log_every=1,
-    )  # fmt: skip
-    with RunDir.create(path, Config()) as rundir:
-        trainer = Trainer(made, InDouble(SHAPES, seed=3), CPU, rundir, config)
-        assert trainer.fit() == 0
-    return trainer
-
-
 @pytest.mark.parametrize("changes", [{}, {"times": LossSecondMomentTimes()}], ids=["plain", "table"])
 def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path, changes: dict[str, object]) -> None:
     ends = []
     for micro_batch in (8, 4, 3):
         made = stage(**changes)
-        trained(tmp_path / str(micro_batch), made, micro_batch)
+        trained(tmp_path / str(micro_batch), made, SHAPES, micro_batch)
         ends.append((made.players["model"].state_dict(), dict(made.memory)))
     name = "denoiser.network.unet.stem.weight"
     assert not torch.equal(ends[0][0][name], stage().players["model"].state_dict()[name])

@@ -21,7 +21,7 @@ from lab.training.trainer import Trainer
 from superres.degrade import Blind, degrade
 from superres.fast import FastConfig
 from superres.fast_stage import FastStage, FastStageConfig
-from tests.vae.test_stage import InDouble
+from tests.stages import InDouble, trained
 from vae.critic import CriticConfig
 from vae.loss import LossConfig
 
@@ -43,23 +43,11 @@ def stage(critic: CriticConfig | None = CRITIC, **changes: object) -> FastStage:
     return made
 
 
-def trained(path: Path, made: FastStage, micro_batch: int = 0, steps: int = 4) -> Trainer:
-    optimizer = OptimizerConfig(rate=0.01, warm_up=1)
-    config = TrainConfig(
-        steps=steps, batch=8, micro_batch=micro_batch, optimizer=optimizer, preview_every=0, checkpoint_every=99,
-        log_every=1,
-    )  # fmt: skip
-    with RunDir.create(path, Config()) as rundir:
-        trainer = Trainer(made, InDouble(SHAPES, seed=3), CPU, rundir, config)
-        assert trainer.fit() == 0
-    return trainer
-
-
 def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path) -> None:
     ends = []
     for micro_batch in (8, 4, 3):
         made = stage(loss=LossConfig(perceptual=Lite0(weight=0.5)))
-        trained(tmp_path / str(micro_batch), made, micro_batch)
+        trained(tmp_path / str(micro_batch), made, SHAPES, micro_batch)
         assert made.contest.weight > 0
         ends.append(({name: player.state_dict() for name, player in made.players.items()}, dict(made.memory)))
     for end in ends[1:]:
@@ -68,7 +56,7 @@ def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path) -> None:
 
 def test_each_player_s_update_changes_its_own_parameters_alone(tmp_path: Path) -> None:
     made = stage(critic=CRITIC.model_copy(update={"start_step": 0}))
-    trainer = trained(tmp_path, made, steps=2)
+    trainer = trained(tmp_path, made, SHAPES, steps=2)
     batch = InDouble(SHAPES, seed=3).batch(range(16, 24))
     for name, other in (("model", "critic"), ("critic", "model")):
         before = {name: [p.detach().clone() for p in player.parameters()] for name, player in made.players.items()}
@@ -82,11 +70,11 @@ def test_each_player_s_update_changes_its_own_parameters_alone(tmp_path: Path) -
 def test_before_its_first_step_the_critic_rests_and_is_not_heard(tmp_path: Path) -> None:
     made, alone = stage(critic=CRITIC.model_copy(update={"start_step": 2})), stage(critic=None)
     at_birth = [p.detach().clone() for p in made.players["critic"].parameters()]
-    trained(tmp_path / "late", made, steps=2)
-    trained(tmp_path / "alone", alone, steps=2)
+    trained(tmp_path / "late", made, SHAPES, steps=2)
+    trained(tmp_path / "alone", alone, SHAPES, steps=2)
     assert all(torch.equal(*pair) for pair in zip(at_birth, made.players["critic"].parameters(), strict=True))
     torch.testing.assert_close(made.players["model"].state_dict(), alone.players["model"].state_dict(), rtol=0, atol=0)
-    trained(tmp_path / "on", made, steps=2)
+    trained(tmp_path / "on", made, SHAPES, steps=2)
     assert made.memory["step"].item() == 4
     assert not torch.equal(at_birth[0], next(made.players["critic"].parameters()))
 

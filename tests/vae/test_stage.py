@@ -7,18 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.config import Config
-from lab.data.loader import Batch, Loader
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.errors import NonFinite
 from lab.evaluation import perceptual
 from lab.evaluation.perceptual import Lite0
 from lab.randomness import key, normal
-from lab.rundir import RunDir
 from lab.runtime import Runtime
-from lab.training.config import TrainConfig
-from lab.training.optimizer import OptimizerConfig
-from lab.training.trainer import Trainer
+from tests.stages import InDouble, trained
 from vae.autoencoder import AutoencoderConfig
 from vae.critic import CriticConfig
 from vae.loss import LossConfig
@@ -32,14 +27,6 @@ CODES = VectorQuantized(channels=3, codes=16, decay=0.8, dead_below=0.2)
 CRITIC = CriticConfig(width=8, depth=1, start_step=1, lecam=0.1, r1=0.1)
 
 
-class InDouble(Loader):
-    """Batches in float64."""
-
-    def _collate(self, items: list) -> Batch:
-        batch = super()._collate(items)
-        return batch.with_images(batch.images.double())
-
-
 def stage(latent: object = CODES, critic: CriticConfig | None = CRITIC, **loss: object) -> AutoencoderStage:
     """A small stage in float64."""
     config = VaeConfig(
@@ -51,18 +38,6 @@ def stage(latent: object = CODES, critic: CriticConfig | None = CRITIC, **loss: 
     for player in made.players.values():
         player.double()
     return made
-
-
-def trained(path: Path, made: AutoencoderStage, micro_batch: int = 0, steps: int = 5) -> Trainer:
-    optimizer = OptimizerConfig(rate=0.01, warm_up=1)
-    config = TrainConfig(
-        steps=steps, batch=8, micro_batch=micro_batch, optimizer=optimizer, preview_every=0, checkpoint_every=99,
-        log_every=1,
-    )  # fmt: skip
-    with RunDir.create(path, Config()) as rundir:
-        trainer = Trainer(made, InDouble(SHAPES, seed=3), CPU, rundir, config)
-        assert trainer.fit() == 0
-    return trainer
 
 
 @pytest.mark.parametrize(
@@ -79,7 +54,7 @@ def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path, make: Call
     ends = []
     for micro_batch in (8, 4, 3):
         made = make()
-        trained(tmp_path / str(micro_batch), made, micro_batch)
+        trained(tmp_path / str(micro_batch), made, SHAPES, micro_batch, steps=5)
         assert made.contest.weight > 0
         weights = {name: player.state_dict() for name, player in made.players.items()}
         ends.append((weights, dict(made.memory)))
@@ -89,7 +64,7 @@ def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path, make: Call
 
 def test_each_player_s_update_changes_its_own_parameters_alone(tmp_path: Path) -> None:
     made = stage(critic=CRITIC.model_copy(update={"start_step": 0}))
-    trainer = trained(tmp_path, made, steps=2)
+    trainer = trained(tmp_path, made, SHAPES, steps=2)
     batch = InDouble(SHAPES, seed=3).batch(range(16, 24))
     before = {name: [p.detach().clone() for p in player.parameters()] for name, player in made.players.items()}
     codes = made.players["model"].state_dict()["latent.codes"].clone()
@@ -108,14 +83,14 @@ def test_each_player_s_update_changes_its_own_parameters_alone(tmp_path: Path) -
 def test_before_its_first_step_the_critic_rests_and_is_not_heard(tmp_path: Path) -> None:
     made, alone = stage(critic=CRITIC.model_copy(update={"start_step": 2})), stage(critic=None)
     at_birth = [p.detach().clone() for p in made.players["critic"].parameters()]
-    trainer = trained(tmp_path / "late", made, steps=2)
-    trained(tmp_path / "alone", alone, steps=2)
+    trainer = trained(tmp_path / "late", made, SHAPES, steps=2)
+    trained(tmp_path / "alone", alone, SHAPES, steps=2)
     assert all(torch.equal(*pair) for pair in zip(at_birth, made.players["critic"].parameters(), strict=True))
     assert not any(optimizer.state for optimizer in trainer.updater.optimizers["critic"])
     assert [float(each) for name, each in made.memory.items() if name != "step"] == [0.0, 0.0, 0.0]
     first, second = ({**each.players["model"].state_dict()} for each in (made, alone))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    trained(tmp_path / "on", made, steps=2)
+    trained(tmp_path / "on", made, SHAPES, steps=2)
     assert made.memory["step"].item() == 4
     assert all(each != 0 for each in made.memory.values())
     assert not torch.equal(at_birth[0], next(made.players["critic"].parameters()))
@@ -159,7 +134,7 @@ def test_only_the_codes_of_a_codebook_stage_learn_from_a_step(tmp_path: Path) ->
     codes = codebook.codes.clone()
     made.loss("model", InDouble(SHAPES, seed=3).batch(range(4)))
     assert torch.equal(codebook.codes, codes)
-    trainer = trained(tmp_path, made, steps=1)
+    trainer = trained(tmp_path, made, SHAPES, steps=1)
     assert not torch.equal(codebook.codes, codes)
     (line,) = trainer.rundir.metrics()
     assert {"train/psnr", "train/perplexity", "train/commitment"} <= line.keys()
@@ -168,11 +143,11 @@ def test_only_the_codes_of_a_codebook_stage_learn_from_a_step(tmp_path: Path) ->
 
 def test_a_loss_that_is_not_finite_is_explained_though_the_critic_speaks(tmp_path: Path) -> None:
     made = stage()
-    trained(tmp_path / "fine", made, steps=2)
+    trained(tmp_path / "fine", made, SHAPES, steps=2)
     with torch.no_grad():
         made.players["model"].decoder.stem.bias[0] = torch.nan
     with pytest.raises(NonFinite, match=r"the loss of 'model' is not finite for .* \(first in decoder.stem\)"):
-        trained(tmp_path / "spoilt", made)
+        trained(tmp_path / "spoilt", made, SHAPES)
 
 
 def test_a_preview_is_original_reconstruction_and_difference() -> None:

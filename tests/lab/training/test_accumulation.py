@@ -19,6 +19,7 @@ from lab.training.optimizer import OptimizerConfig
 from lab.training.trainer import Trainer
 from scripts import assemble, experiments
 from tests.faults import ROOT, TINY
+from tests.stages import InDouble
 
 BATCH = 8
 CPU = Runtime(torch.device("cpu"))
@@ -45,14 +46,6 @@ class MeanOfMeans(Weighted):
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         losses, metrics = super().loss(player, batch)
         return losses * BATCH / (3 * len(batch)), metrics
-
-
-class InDouble(Loader):
-    """Batches in float64."""
-
-    def _collate(self, items: list) -> Batch:
-        batch = super()._collate(items)
-        return batch.with_images(batch.images.double())
 
 
 Gradient = Callable[..., Tensor]
