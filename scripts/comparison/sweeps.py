@@ -111,12 +111,13 @@ def _last(path: Path) -> tuple[float, int] | None:
 def result(cells: Sequence[Cell], folder: Path, num: int, failures: Mapping[str, str], by: str) -> str:
     """Lay out what came out, a line per configuration, rank them by a figure, and say how to compare them."""
     lines = [f"{name}: {failure}" for name, failure in failures.items()]
-    groups = list(dict.fromkeys(cell.group for cell in cells))
+    found: dict[str, dict[int, Evaluation]] = {cell.group: {} for cell in cells}
+    for cell in cells:
+        if is_judged(cell) and state(cell, folder, num) == DONE and (last := evaluation(cell, folder, num)) is not None:
+            found[cell.group][cell.seed] = last
     rows, header = [], ["configuration", "runs"]
-    for group in groups:
-        own = [cell for cell in cells if cell.group == group and is_judged(cell) and state(cell, folder, num) == DONE]
-        shares = [evaluation(cell, folder, num) for cell in own]
-        values = [each.figures["prompt_accuracy"] for each in shares if each is not None]
+    for group, own in found.items():
+        values = [each.figures["prompt_accuracy"] for each in own.values()]
         if not values:
             continue
         header = ["configuration", "runs", *values[0], "sd of pair"]
@@ -124,26 +125,20 @@ def result(cells: Sequence[Cell], folder: Path, num: int, failures: Mapping[str,
         pairs = [value["pair"]["value"] for value in values]
         rows.append([group, str(len(values)), *means, f"{np.std(pairs, ddof=1):.3f}" if len(pairs) > 1 else "-"])
     lines += aligned(header, rows) if rows else []
-    lines += _ranking(cells, folder, num, by)
-    sides = [f"{flag} {folder}/{group}-seed*" for flag, group in zip(("--a", "--b"), groups, strict=False)]
+    lines += _ranking({group: own for group, own in found.items() if own}, by)
+    sides = [f"{flag} {folder}/{group}-seed*" for flag, group in zip(("--a", "--b"), found, strict=False)]
     if len(sides) == 2:
         lines.append(f"is one better?  python scripts/compare.py {' '.join(sides)}")
     return "\n".join(lines)
 
 
-def _ranking(cells: Sequence[Cell], folder: Path, num: int, by: str) -> list[str]:
-    """Which configuration comes first, among those that have as many runs as any other, seed by seed."""
-    judged = [cell for cell in cells if is_judged(cell) and state(cell, folder, num) == DONE]
-    values: dict[str, dict[int, float]] = {}
-    for cell in judged:
-        if (found := evaluation(cell, folder, num)) is not None:
-            values.setdefault(cell.group, {})[cell.seed] = found.figure(by)
-    seeds = sorted(set.intersection(*(set(own) for own in values.values()))) if len(values) > 1 else []
+def _ranking(found: Mapping[str, Mapping[int, Evaluation]], by: str) -> list[str]:
+    """Which configuration comes first, over the seeds that all of them have."""
+    seeds = sorted(set.intersection(*map(set, found.values()))) if len(found) > 1 else []
     if not seeds:
         return []
-    ranking = rank(
-        {group: [own[seed] for seed in seeds] for group, own in values.items()}, lower_is_better=by in DISTANCES
-    )
+    values = {group: [own[seed].figure(by) for seed in seeds] for group, own in found.items()}
+    ranking = rank(values, lower_is_better=by in DISTANCES)
     means, gaps = ranking.means, [f"{gap:.4f}" for gap in ranking.gaps] + ["-"]
     rows = [
         [group, *(f"{value:.4f}" for value in own), f"{means[group]:.4f}", gap]
