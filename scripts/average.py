@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 CLOSE, USELESS = 0.02, 0.3  # errors of a fit
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from lab.training import checkpoint, posthoc
     from lab.training.history import History
     from lab.training.snapshot import average_name
-    from scripts import assemble, experiments
+    from scripts.assembly import assemble, experiments
 
     if not 0.001 <= options.length < 0.28 or round(options.length, 3) != options.length:
         raise Refused(f"--length {options.length}: from 0.001 to below 0.28, to three decimals")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 PRESET = Path("configs/shapes.yaml")
 RECOMMENDED = "unipc_2:tangent"

@@ -26,7 +26,7 @@ from lab.images import grid
 from lab.storage import write_whole
 from lab.text import selection
 from lab.text.encoder import TextEncoder
-from scripts.experiments import AnyExperiment
+from scripts.assembly.experiments import AnyExperiment
 
 TOLD = 10  # findings of each kind that are written out in report.md
 SHOWN = 4  # findings of each kind on the sheet

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 PROMPTS = (
     "a red circle",
@@ -63,7 +63,8 @@ def _measure(folder: Path, summary: Path, num: int) -> None:
 
     from lab.storage import write_whole
     from lab.training.signals import Stopper
-    from scripts import drawing, measure, panel
+    from scripts.assembly import drawing
+    from scripts.evaluation import measure, panel
 
     asked = panel.of_shapes()
     trained = drawing.trained(folder)
@@ -83,7 +84,7 @@ def _measure(folder: Path, summary: Path, num: int) -> None:
 
 
 def _report(folder: Path, summary: dict[str, object]) -> None:
-    from scripts import measure
+    from scripts.evaluation import measure
 
     print(measure.table(summary))
     print(

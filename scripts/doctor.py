@@ -19,12 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from lab.rundir import RunDir
     from lab.training.symptoms import Symptom
-    from scripts.experiments import AnyExperiment
+    from scripts.assembly.experiments import AnyExperiment
 
 NUM = 64  # pictures that the model is asked about
 RANGE = 1000  # pictures whose range is looked at
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     from lab.errors import Refused
     from lab.rundir import RunDir
     from lab.storage import write_whole
-    from scripts import experiments
+    from scripts.assembly import experiments
 
     directory = RunDir.view(options.run)
     experiment = experiments.load(directory.config_path, [])
@@ -70,7 +70,7 @@ def _of_model(path: Path) -> "list[Symptom]":
     from diffusion import symptoms
     from lab.data.loader import Loader
     from lab.data.sources import source
-    from scripts.drawing import trained
+    from scripts.assembly.drawing import trained
 
     averaged, raw = trained(path), trained(path, weights="raw")
     stage, experiment = averaged.stage, averaged.experiment

@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.entry import EXIT_CODES
+from scripts.interface.entry import EXIT_CODES
 
 
 def main(argv: Sequence[str]) -> int:

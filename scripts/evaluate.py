@@ -64,8 +64,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import settings
-from scripts.entry import EXIT_CODES, run
+from scripts.interface import settings
+from scripts.interface.entry import EXIT_CODES, run
 
 METRICS = (
     "what to measure: prompt, diversity, distances, precision_recall, memorization, which need no download (default: "
@@ -79,13 +79,13 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     if options.selftest:
-        from scripts.selftest import selftest
+        from scripts.evaluation.selftest import selftest
 
         return selftest()
     if options.run is None:
         parser.error("name a run, or --selftest")
     from lab.errors import Refused
-    from scripts import evaluating
+    from scripts.evaluation import evaluating
 
     if options.json and options.json.exists():
         raise Refused(f"--json {options.json} exists: name another file, or move it away")

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import emoji
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         return _standardise(Path(presets[0]))
     from diffusion.stage import DiffusionConfig
     from lab import runtime as runtimes
-    from scripts import assemble, checkup, experiments, latent
+    from scripts import checkup
+    from scripts.assembly import assemble, experiments, latent
     from superres.stage import GrownConfig
 
     experiment = experiments.load(Path(presets[0]), [word for word in words if "=" in word])
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 def _standardise(path: Path) -> int:
     """Measure the scale of an autoencoder's latents, keep it in the run and show it."""
     from lab import runtime as runtimes
-    from scripts import latent, saved
+    from scripts.assembly import latent, saved
 
     found = saved.read(path)
     scale = latent.statistics(found, runtimes.start(found.experiment.runtime))

@@ -30,8 +30,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import settings
-from scripts.entry import EXIT_CODES, run
+from scripts.interface import settings
+from scripts.interface.entry import EXIT_CODES, run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     from diffusion.pipeline import Request
     from lab.errors import Refused
     from lab.training.signals import Stopper
-    from scripts import drawing, gallery, judges, selecting, upscaling
+    from scripts.assembly import drawing, upscaling
+    from scripts.interface import gallery
+    from scripts.selection import judges, selecting
 
     if options.reject and not options.best_of:
         raise Refused("--reject gives up candidates of --best-of N: name N, or leave it out")

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from lab.training.signals import Stopper

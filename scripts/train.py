@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from lab.world import World
-    from scripts.experiments import AnyExperiment
+    from scripts.assembly.experiments import AnyExperiment
 
 READY, FINISHED = 1, 2  # what the first process tells the others of a run
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--allow-change goes with --resume")
     from lab.rundir import RunDir
     from lab.world import World
-    from scripts import experiments
+    from scripts.assembly import experiments
 
     if options.resume:
         path, asked = options.resume, experiments.load(RunDir.view(options.resume).config_path, overrides)
@@ -88,7 +88,7 @@ def _begin(path: Path, asked: "AnyExperiment", allow_range: bool) -> "AnyExperim
     from lab.data.value_range import check_range
     from lab.errors import Refused
     from lab.rundir import RunDir
-    from scripts import assemble, experiments
+    from scripts.assembly import assemble, experiments
 
     if not RunDir.is_run(path):
         completed = assemble.complete(asked)
@@ -109,7 +109,7 @@ def _resume(path: Path, asked: "AnyExperiment", allow: bool) -> "AnyExperiment":
     """The experiment of a run with its own configuration, except for what may change on the way or is allowed to."""
     from lab.errors import Refused
     from lab.experiment import identity_changes
-    from scripts import assemble, experiments
+    from scripts.assembly import assemble, experiments
 
     known = experiments.load(path / "config.yaml", [])
     asked = assemble.complete(asked, known)
@@ -128,7 +128,7 @@ def _train(path: Path, experiment: "AnyExperiment", world: "World", allow: bool)
     """Be the process that writes the run, alone or with others that follow."""
     from lab.config import diff
     from lab.rundir import RunDir
-    from scripts import assemble, experiments, warm_start
+    from scripts.assembly import assemble, experiments, warm_start
 
     start = warm_start.read(experiment, path)
     with RunDir.open(path) if RunDir.is_run(path) else RunDir.create(path, experiment) as rundir:
@@ -164,7 +164,7 @@ def _follow(path: Path, world: "World", allow: bool) -> int:
     """Be one of the processes that help the first: read what it decided, and write nothing."""
     from lab.errors import Refused
     from lab.rundir import RunDir
-    from scripts import assemble, experiments, warm_start
+    from scripts.assembly import assemble, experiments, warm_start
 
     if world.from_first(READY) == FINISHED:
         return 0

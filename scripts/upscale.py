@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts import settings
-from scripts.entry import EXIT_CODES, run
+from scripts.interface import settings
+from scripts.interface.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from diffusion.pipeline import Poll
-    from scripts.saved import Saved
+    from scripts.assembly.saved import Saved
     from superres.pipeline import Upscaler
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
     from lab.errors import Refused
     from lab.training.signals import Stopper
-    from scripts import upscaling
+    from scripts.assembly import upscaling
 
     if options.tile < 0:
         raise Refused(f"--tile {options.tile}: a side in pixels, or 0 for none")
@@ -58,7 +58,7 @@ def _found(options: argparse.Namespace) -> "Saved":
         Refused: no such run, one that enlarges nothing, or settings that mean nothing to it.
     """
     from lab.errors import Refused
-    from scripts import enlarging, saved
+    from scripts.assembly import enlarging, saved
     from superres.cascade_stage import CascadeConfig
 
     found = saved.read(options.run, options.checkpoint, options.weights)

@@ -26,7 +26,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import TYPE_CHECKING, Any
 
-from scripts.entry import EXIT_CODES, run
+from scripts.interface.entry import EXIT_CODES, run
 
 if TYPE_CHECKING:
     from torch import Tensor

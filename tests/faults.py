@@ -193,7 +193,7 @@ def even_clock() -> None:
 def in_double() -> None:
     """Train in float64."""
     from lab.data.loader import Loader
-    from scripts import assemble
+    from scripts.assembly import assemble
 
     stage, collate = assemble.stage, Loader._collate
 
@@ -317,36 +317,25 @@ class Scripts(AbstractContextManager["Scripts"]):
             raise
 
 
+HEAVY = (
+    "torch._dynamo",  # what FSDP2 imports in its first step
+    "torch.utils.tensorboard",
+    *(f"scripts.{name}" for name in ("average", "checkup", "evaluate", "prepare", "sample", "train", "upscale")),
+    *(f"scripts.assembly.{name}" for name in ("assemble", "drawing", "enlarging", "upscaling", "warm_start")),
+    *(f"scripts.benchmarks.{name}" for name in ("reference", "samplers")),
+    *(f"scripts.evaluation.{name}" for name in ("heldout", "measure", "paired", "upscaling_lab", "vae_lab")),
+    "scripts.interface.gallery",
+)  # what the scripts import when they are called, so that their forks need not
+
+
 def serve(orders: Iterator[str]) -> None:
     """Fork a child per order and answer with how it ended; import what is heavy, but compute nothing, before."""
-    import torch._dynamo  # what FSDP2 imports in its first step
-    import torch.utils.tensorboard  # noqa: F401
-
+    for name in HEAVY:
+        importlib.import_module(name)
     if importlib.util.find_spec("matplotlib"):
-        import matplotlib.backends.backend_agg  # noqa: F401
+        importlib.import_module("matplotlib.backends.backend_agg")
 
     from lab.text.clip import _tokenizer
-    from scripts import (  # noqa: F401
-        assemble,
-        average,
-        checkup,
-        drawing,
-        enlarging,
-        evaluate,
-        gallery,
-        heldout,
-        measure,
-        paired,
-        prepare,
-        sample,
-        train,
-        upscale,
-        upscaling,
-        upscaling_lab,
-        vae_lab,
-        warm_start,
-    )
-    from scripts.benchmarks import reference, samplers  # noqa: F401
 
     _tokenizer()
     gc.freeze()  # or a child copies every page that its collector looks at
@@ -413,7 +402,7 @@ def free_port() -> int:
 
 def play(order: dict[str, Any], faults: Sequence[Sequence[Any]]) -> None:
     """Be the script, to the end of this process."""
-    from scripts import entry
+    from scripts.interface import entry
 
     for name, *arguments in faults:
         globals()[name](*arguments)

@@ -19,7 +19,7 @@ DOORS = {
     "torch_fidelity": ("lab.evaluation.*",),
     "diffusers": ("vae.published", "scripts.benchmarks.*"),
     "pyarrow": ("lab.data.index", "lab.data.parquet"),
-    "matplotlib": ("diffusion.effective_weight", "scripts.benchmarks.plots", "scripts.plotting"),
+    "matplotlib": ("diffusion.effective_weight", "scripts.benchmarks.plots", "scripts.interface.plotting"),
     "tensorboard": ("lab.board",),
     "torch.utils.tensorboard": ("lab.board",),
 }

@@ -19,7 +19,7 @@ from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from diffusion.schedule import Schedule, angle
 from lab.errors import Refused
 from lab.randomness import key, standard_normal
-from scripts import drawing
+from scripts.assembly import drawing
 from scripts.benchmarks.subject import PROMPTS, subject
 from scripts.benchmarks.timing import alternating, met, ratio
 

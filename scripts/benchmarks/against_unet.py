@@ -22,9 +22,9 @@ from lab import runtime as runtimes
 from lab.errors import Refused
 from lab.layers import GROUP_WIDTH
 from lab.runtime import Runtime
-from scripts import assemble
+from scripts.assembly import assemble
+from scripts.assembly.experiments import DiffusionExperiment
 from scripts.benchmarks.timing import alternating, met, timed
-from scripts.experiments import DiffusionExperiment
 
 BAR = 1.3
 CHANNELS, TOKENS, REAL_TOKENS = 3, 32, 12

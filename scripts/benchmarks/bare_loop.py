@@ -27,10 +27,10 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.training import checkpoint
 from lab.training.stage import Stage
-from scripts import assemble, experiments
+from scripts.assembly import assemble, experiments
+from scripts.assembly.experiments import DiffusionExperiment
 from scripts.benchmarks.timing import met, timed
 from scripts.benchmarks.training import Kept
-from scripts.experiments import DiffusionExperiment
 
 BAR, EMA_BAR, SAVE_BAR = 1.03, 1.015, 2.0
 PRESET = "configs/shapes.yaml"

@@ -4,8 +4,8 @@ import argparse
 from dataclasses import dataclass
 
 from diffusion.pipeline import SamplingConfig
+from scripts.assembly.experiments import TextToImageExperiment
 from scripts.benchmarks.setting import sampling_of, setting
-from scripts.experiments import TextToImageExperiment
 
 CALLS = (5, 8, 10, 15, 20, 25, 50, 100)
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)

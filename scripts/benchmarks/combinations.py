@@ -13,7 +13,8 @@ from lab.data.shapes import prompts, prompts_hash
 from lab.evaluation.intervals import wilson
 from lab.evaluation.prompt_accuracy import judge
 from lab.images import from_uint8, to_uint8
-from scripts import drawing, train
+from scripts import train
+from scripts.assembly import drawing
 from scripts.benchmarks import tables
 from scripts.benchmarks.figures import Figures, Sheet
 from scripts.benchmarks.setting import Setting, sampling_of, setting

@@ -17,8 +17,8 @@ from lab.errors import Refused
 from lab.evaluation.features import CHUNK, extract
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.images import from_uint8
-from scripts import measure, panel
 from scripts.benchmarks.timing import alternating, met
+from scripts.evaluation import measure, panel
 
 BAR = 1.15
 LEAST = 20

@@ -16,8 +16,8 @@ from lab.evaluation.kernel_distances import kernel
 from lab.evaluation.prompt_accuracy import accuracy
 from lab.images import from_uint8, to_uint8
 from lab.storage import write_whole
-from scripts import gallery
 from scripts.benchmarks.walks import KINDS, Walk, rms
+from scripts.interface import gallery
 
 Figures = dict[str, Any]
 

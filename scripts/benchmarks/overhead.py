@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
-from scripts import drawing
+from scripts.assembly import drawing
 from scripts.benchmarks.subject import PROMPTS, subject
 from scripts.benchmarks.timing import alternating, met
 from scripts.benchmarks.walks import calls_of

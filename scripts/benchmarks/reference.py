@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion.pipeline import SamplingConfig
 from lab.errors import Refused
-from scripts import drawing
+from scripts.assembly import drawing
 from scripts.benchmarks.references import References
 from scripts.benchmarks.setting import Setting, is_deterministic, sampling_of, setting
 from scripts.benchmarks.walks import in_precision, rms, walk, wanted

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from diffusion.pipeline import Request, SamplingConfig
 from lab.storage import write_whole
-from scripts import gallery
+from scripts.assembly.drawing import Trained
 from scripts.benchmarks.walks import walk
-from scripts.drawing import Trained
+from scripts.interface import gallery
 
 STEPS = 1000
 

@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 from lab.data.shapes import prompts_hash
 from lab.errors import Refused
-from scripts import drawing, experiments
+from scripts.assembly import drawing, experiments
+from scripts.assembly.drawing import Trained
 from scripts.benchmarks import plots, tables
 from scripts.benchmarks.cells import PLUS_PLUS, Cell, plan
 from scripts.benchmarks.figures import Figures, Judge, Sheet, cost
 from scripts.benchmarks.references import References
 from scripts.benchmarks.setting import is_deterministic
 from scripts.benchmarks.walks import in_precision, walk, wanted
-from scripts.drawing import Trained
 
 QUICK_NUM, QUICK_STEPS = 4, 50
 LEAST = 2  # of each kind, for a kernel distance

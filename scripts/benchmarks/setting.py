@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from diffusion.pipeline import SamplingConfig
 from lab.errors import Refused
-from scripts import drawing
+from scripts.assembly import drawing
+from scripts.assembly.experiments import TextToImageExperiment
 from scripts.benchmarks.walks import steps_for
-from scripts.experiments import TextToImageExperiment
 
 OWN = ("sampler", "spacing", "logsnr_limits", "eta", "variance", "churn", "times")  # what a setting says anew
 FORM = "sampler[:spacing[:low:high]][:name=value ...], such as ddim, unipc_2:logsnr:-8:8 or ddim:uniform:eta=1"

@@ -7,8 +7,8 @@ import torch
 from diffusion.pipeline import Pipeline
 from lab import runtime as runtimes
 from lab.randomness import seeded
-from scripts import assemble, drawing, experiments
-from scripts.experiments import TextToImageExperiment
+from scripts.assembly import assemble, drawing, experiments
+from scripts.assembly.experiments import TextToImageExperiment
 
 PROMPTS = ("a red circle left of a blue square", "a green ring", "a pink diamond above a black cross", "")
 

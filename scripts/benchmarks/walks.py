@@ -19,8 +19,8 @@ from diffusion.pipeline import Pipeline, Request, SamplingConfig
 from lab.data.shapes import prompts
 from lab.errors import Refused
 from lab.runtime import Precision
-from scripts import measure
-from scripts.drawing import Trained
+from scripts.assembly.drawing import Trained
+from scripts.evaluation import measure
 
 KINDS = ("pair", "single")
 

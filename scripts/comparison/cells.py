@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 
 from lab.errors import Refused
-from scripts import experiments
-from scripts.experiments import AnyExperiment
+from scripts.assembly import experiments
+from scripts.assembly.experiments import AnyExperiment
 
 TAKEN = ("seed", "name")  # keys that the sweep sets itself
 

@@ -13,8 +13,8 @@ from lab.errors import BadData, Refused
 from lab.evaluation import outcomes
 from lab.evaluation.compare import Values
 from lab.rundir import RunDir
-from scripts import experiments
-from scripts.experiments import AnyExperiment
+from scripts.assembly import experiments
+from scripts.assembly.experiments import AnyExperiment
 
 DISTANCES = ("kernel_distance", "frechet_distance")  # of pictures of pairs, each of which is better when lower
 WHAT = ("right", "readable", "agreement")  # or the name of an attribute
@@ -27,7 +27,7 @@ class Evaluation:
     Attributes:
         run: its directory.
         path: of the figures.
-        figures: as scripts/measure.py gives them.
+        figures: as scripts/evaluation/measure.py gives them.
         asked: what two evaluations must share to be compared prompt by prompt: hash and seed of the prompts, how many
             of which kind, and which weights. The noise of a picture is a function of that seed and the prompt's place.
         step: of the checkpoint.

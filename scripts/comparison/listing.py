@@ -11,7 +11,7 @@ from lab.errors import BadData, Refused
 from lab.explanation import nearest
 from lab.rundir import RunDir
 from lab.yaml12 import read
-from scripts import experiments
+from scripts.assembly import experiments
 from scripts.comparison import evaluations
 
 Value = str | float | None

@@ -13,12 +13,12 @@ from lab.evaluation.ranking import rank
 from lab.rundir import RunDir
 from lab.training import checkpoint
 from lab.training.budget import seconds_of
-from scripts import assemble, experiments
+from scripts.assembly import assemble, experiments
 from scripts.comparison import evaluations
 from scripts.comparison.cells import Cell
 from scripts.comparison.evaluations import DISTANCES, Evaluation
 from scripts.comparison.listing import aligned
-from scripts.measure import KINDS
+from scripts.evaluation.measure import KINDS
 
 MISSING, BEGUN, TRAINED, DONE = "to train", "to go on with", "to evaluate", "done"
 

@@ -150,7 +150,7 @@ MUTANTS = (
     Mutant(
         12,
         "a trained run is sampled with the default schedule",
-        "scripts/drawing.py",
+        "scripts/assembly/drawing.py",
         "    made = diffusion_stage(experiment, runtime)\n",
         "    default = type(experiment.stage)(unet=experiment.stage.unet)\n"
         '    made = diffusion_stage(experiment.model_copy(update={"stage": default}), runtime)\n',

@@ -24,7 +24,9 @@ from lab.data.shapes import Shapes
 from lab.errors import BadData, Refused
 from lab.rundir import RunDir
 from lab.text.auto import TransformerText
-from scripts import assemble, benchmark, drawing, experiments
+from scripts import benchmark
+from scripts.assembly import assemble, drawing, experiments
+from scripts.assembly.drawing import Trained
 from scripts.benchmarks import (
     against_diffusers,
     against_unet,
@@ -43,7 +45,6 @@ from scripts.benchmarks.references import References
 from scripts.benchmarks.setting import is_deterministic, sampling_of, setting
 from scripts.benchmarks.timing import alternating
 from scripts.benchmarks.walks import Counter, calls_of, in_precision, rms, steps_for, walk, wanted
-from scripts.drawing import Trained
 from tests.faults import TINY, Scripts
 from tests.lab.data.test_finite import make
 from vae.codec import Pixels

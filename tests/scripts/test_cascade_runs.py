@@ -13,7 +13,7 @@ from diffusion.pipeline import Request
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.evaluation.pairs import psnr
 from lab.images import from_uint8, read_image, to_uint8
-from scripts import enlarging, saved
+from scripts.assembly import enlarging, saved
 from superres.cascade_pipeline import CascadePipeline, back_projected
 from superres.degrade import degrade
 from tests.faults import ROOT, Scripts, signal_at

@@ -18,7 +18,8 @@ from lab.evaluation.compare import hierarchical, mcnemar
 from lab.evaluation.prompt_accuracy import Verdict
 from lab.images import save_png
 from lab.rundir import RunDir
-from scripts import compare, experiments
+from scripts import compare
+from scripts.assembly import experiments
 from tests.faults import TINY, Scripts
 
 NUM = 60

@@ -19,7 +19,7 @@ from lab.data.shapes_scene import draw
 from lab.evaluation import outcomes
 from lab.evaluation.prompt_accuracy import judge
 from lab.images import read_image
-from scripts import measure
+from scripts.evaluation import measure
 from tests.faults import TINY, Scripts
 
 KINDS = ["pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single"]

@@ -10,7 +10,8 @@ from torch import Tensor
 from lab.data.shapes_near import KINDS
 from lab.images import to_uint8
 from lab.scorer.judge import Judge
-from scripts import heldout, saved, scorer_lab
+from scripts.assembly import saved
+from scripts.evaluation import heldout, scorer_lab
 from tests.faults import TINY_SCORER, Scripts
 
 WAYS = ["text of the picture", "picture of the text"]

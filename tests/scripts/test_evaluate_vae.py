@@ -16,7 +16,8 @@ from lab.errors import Refused
 from lab.evaluation.pairs import psnr
 from lab.images import read_image
 from lab.runtime import CPU
-from scripts import heldout, latent, saved
+from scripts.assembly import latent, saved
+from scripts.evaluation import heldout
 from tests.faults import TINY_VAE, Scripts
 
 METHODS = ["autoencoder", "thumbnail 4 x 4", "linear codec"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import guidance_curve, settings
+from scripts.evaluation import guidance_curve
+from scripts.interface import settings
 from tests.faults import Scripts
 
 

@@ -11,7 +11,7 @@ import yaml
 from lab.config import load
 from lab.images import read_image
 from lab.training import checkpoint
-from scripts.experiments import AnyExperiment
+from scripts.assembly.experiments import AnyExperiment
 from tests.faults import TINY, Scripts, signal_at
 from tests.lab.training.test_resume import differences
 from tests.vae.test_published import kl

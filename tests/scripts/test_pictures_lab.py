@@ -16,7 +16,7 @@ from lab.errors import Refused
 from lab.evaluation.features import Extractor
 from lab.images import from_uint8, save_png
 from lab.randomness import normal
-from scripts import heldout, panel, pictures_lab
+from scripts.evaluation import heldout, panel, pictures_lab
 from tests.faults import TINY, Scripts
 
 NUM = 160

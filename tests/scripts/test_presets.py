@@ -15,8 +15,8 @@ from lab.runtime import RuntimeConfig
 from lab.text import selection
 from lab.text.frozen import PretrainedConfig
 from lab.text.weights import Identity
-from scripts import assemble, experiments, latent
-from scripts.experiments import AnyExperiment
+from scripts.assembly import assemble, experiments, latent
+from scripts.assembly.experiments import AnyExperiment
 from superres.stage import GrownConfig
 from tests.faults import ROOT, Scripts
 from vae.codec import PixelsConfig

@@ -12,7 +12,7 @@ from diffusion.schedule import Flow
 from lab.images import read_image, read_metadata
 from lab.rundir import RunDir
 from lab.training import checkpoint
-from scripts import drawing, experiments
+from scripts.assembly import drawing, experiments
 from tests.faults import TINY, Done, Scripts
 
 PROMPT = "a red circle above a blue square"

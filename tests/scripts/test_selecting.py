@@ -12,8 +12,10 @@ from lab.errors import Refused
 from lab.evaluation.best_of_n import Round, Selection
 from lab.evaluation.prompt_accuracy import Verdict
 from lab.images import from_uint8, read_image, read_metadata, to_uint8
-from scripts import drawing, gallery, judges, saved, selecting, selection_curve
-from scripts.selecting import Plan, Selector
+from scripts.assembly import drawing, saved
+from scripts.interface import gallery
+from scripts.selection import judges, selecting, selection_curve
+from scripts.selection.selecting import Plan, Selector
 from tests.faults import TINY_SCORER, Done, Scripts
 
 PROMPT, OTHER = "a red circle above a blue square", "a green ring"

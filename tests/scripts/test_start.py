@@ -114,7 +114,9 @@ def test_a_script_ends_by_itself_also_after_an_error_with_workers(tmp_path: Path
 @pytest.mark.parametrize(("given", "heard"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_threads_sleep_while_they_wait_unless_told_otherwise(given: dict[str, str], heard: str) -> None:
     """Asked of the environment that ``main`` sees, in which torch is loaded."""
-    code = "import os; from scripts.entry import run; run(lambda _: print(os.environ['OMP_WAIT_POLICY']) or 0)"
+    code = (
+        "import os; from scripts.interface.entry import run; run(lambda _: print(os.environ['OMP_WAIT_POLICY']) or 0)"
+    )
     own = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_WAIT_POLICY"} | given
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=own, check=True)
     assert done.stdout == f"{heard}\n"

@@ -12,7 +12,8 @@ import pytest
 
 from lab.errors import Refused
 from lab.rundir import RunDir
-from scripts import experiments, sweep
+from scripts import sweep
+from scripts.assembly import experiments
 from scripts.comparison import cells
 from tests.faults import ENVIRONMENT, ROOT, TINY, Scripts, signal_at
 

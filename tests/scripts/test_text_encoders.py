@@ -16,7 +16,7 @@ from lab.images import read_image
 from lab.text.auto import AutoConfig
 from lab.text.weights import Identity
 from lab.training import checkpoint
-from scripts.experiments import DiffusionExperiment
+from scripts.assembly.experiments import DiffusionExperiment
 from tests.encoders import make
 from tests.faults import TINY, Done, Scripts, signal_at
 from tests.lab.training.test_processes import distance, end

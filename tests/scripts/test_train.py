@@ -10,7 +10,7 @@ from lab.images import read_image, save_png
 from lab.randomness import normal
 from lab.rundir import RunDir
 from lab.training import checkpoint
-from scripts.experiments import DiffusionExperiment
+from scripts.assembly.experiments import DiffusionExperiment
 from tests.faults import ROOT, TINY, Done, Scripts
 
 LONGER = ("train.steps=80", "train.batch=16", "train.micro_batch=0", "train.log_every=20", "train.preview_every=0")

@@ -13,7 +13,7 @@ from lab.data.shapes import Shapes, ShapesConfig
 from lab.evaluation.pairs import psnr
 from lab.images import from_uint8, read_image, to_uint8
 from lab.resampling import bicubic
-from scripts import enlarging, saved
+from scripts.assembly import enlarging, saved
 from superres.degrade import degrade
 from tests.faults import ROOT, Scripts, signal_at
 from tests.lab.training.test_resume import differences, measured

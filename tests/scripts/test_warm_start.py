@@ -14,7 +14,7 @@ from lab.rundir import RunDir
 from lab.training import checkpoint, snapshot
 from lab.world import ALONE
 from scripts import train
-from scripts.experiments import DiffusionExperiment
+from scripts.assembly.experiments import DiffusionExperiment
 from tests.faults import TINY, Done, Scripts, in_double, nan_at, signal_at
 from tests.lab.training.test_processes import EXACT, distance, end
 from tests.lab.training.test_resume import differences

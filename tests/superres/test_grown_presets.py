@@ -7,7 +7,7 @@ import torch
 
 from lab import runtime as runtimes
 from lab.runtime import RuntimeConfig
-from scripts import assemble, experiments
+from scripts.assembly import assemble, experiments
 from tests.faults import ROOT, Scripts
 
 SHORT = ("train.steps=1", "train.batch=2", "train.preview_every=0", "evaluate.every_steps=0", "runtime.device=cpu")

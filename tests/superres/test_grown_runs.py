@@ -14,8 +14,8 @@ from lab.config import load
 from lab.errors import Refused
 from lab.images import read_image
 from lab.training import checkpoint
-from scripts import growing
-from scripts.experiments import AnyExperiment
+from scripts.assembly import growing
+from scripts.assembly.experiments import AnyExperiment
 from tests.faults import TINY, TINY_VAE, Scripts, signal_at
 from tests.lab.training.test_resume import differences, spoil
 from vae.latent import LatentsConfig

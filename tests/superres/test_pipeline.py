@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.pipeline import Poll, Request
 from lab.images import from_uint8
-from scripts import saved, upscaling
+from scripts.assembly import saved, upscaling
 from superres.pipeline import enlarged
 from tests.faults import Scripts
 
@@ -60,7 +60,8 @@ def test_a_run_that_makes_nothing_larger_is_refused(script: Scripts, reference: 
 def test_upscalers_follow_each_other_and_stand_in_the_recipe(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scripts import drawing, gallery
+    from scripts.assembly import drawing
+    from scripts.interface import gallery
 
     monkeypatch.setattr(upscaling, "upscaler", lambda found: Doubling())
     plain = drawing.trained(reference)

@@ -16,7 +16,7 @@ from lab.scorer.stage import Contrast, ScorerStage, Step, contrast
 from lab.training.config import TrainConfig
 from lab.training.update import Updater
 from lab.world import World
-from scripts import assemble, experiments
+from scripts.assembly import assemble, experiments
 from tests.faults import TINY_SCORER, Scripts
 
 MEANINGS = torch.tensor([4, 9, 2, 9, 7])  # the second and the fourth say the same

@@ -17,7 +17,7 @@ from lab.runtime import Runtime
 from lab.training.config import TrainConfig
 from lab.training.optimizer import OptimizerConfig
 from lab.training.trainer import Trainer
-from scripts import assemble, experiments
+from scripts.assembly import assemble, experiments
 from tests.faults import ROOT, TINY
 from tests.stages import InDouble
 

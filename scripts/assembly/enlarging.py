@@ -8,8 +8,8 @@ from lab import runtime as runtimes
 from lab.errors import Refused
 from lab.experiment import Experiment
 from lab.training import snapshot
-from scripts import assemble, drawing
-from scripts.saved import Saved
+from scripts.assembly import assemble, drawing
+from scripts.assembly.saved import Saved
 from superres import fast
 from superres.cascade_pipeline import CascadePipeline
 from superres.cascade_stage import CascadeConfig, CascadeStage

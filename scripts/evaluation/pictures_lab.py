@@ -16,10 +16,10 @@ from lab.evaluation.intervals import wilson
 from lab.evaluation.memorization import LEAST, Memorization, Neighbours, memorization, nearest
 from lab.images import from_uint8, grid, to_uint8
 from lab.resampling import bicubic
-from scripts import heldout, panel
-from scripts.heldout import Pictures
-from scripts.paired import CHUNK, Poll
-from scripts.panel import Panel
+from scripts.evaluation import heldout, panel
+from scripts.evaluation.heldout import Pictures
+from scripts.evaluation.paired import CHUNK, Poll
+from scripts.evaluation.panel import Panel
 
 MOST = 5000  # pictures of a side that samples are compared with
 SIDE = 64  # in pixels, at which pictures are compared

@@ -14,10 +14,10 @@ from lab.errors import Refused
 from lab.evaluation.best_of_n import Round, Selection, best_of_n, check, cost, finished
 from lab.images import save_png
 from lab.storage import write_whole
-from scripts import gallery
-from scripts.drawing import Trained
-from scripts.gallery import Picture
-from scripts.judges import Panel
+from scripts.assembly.drawing import Trained
+from scripts.interface import gallery
+from scripts.interface.gallery import Picture
+from scripts.selection.judges import Panel
 from superres.pipeline import enlarged
 
 PROMPTS_AT_ONCE = 16

@@ -16,10 +16,11 @@ from lab.evaluation.features import EfficientNetLite0
 from lab.evaluation.pairs import Values, compare, hold_to_input
 from lab.images import from_uint8, grid, to_uint8
 from lab.resampling import bicubic, lanczos
-from scripts import enlarging, heldout, paired
-from scripts.heldout import Pictures
-from scripts.paired import Outcome, Poll
-from scripts.saved import Saved
+from scripts.assembly import enlarging
+from scripts.assembly.saved import Saved
+from scripts.evaluation import heldout, paired
+from scripts.evaluation.heldout import Pictures
+from scripts.evaluation.paired import Outcome, Poll
 from superres.cascade_pipeline import CascadePipeline, back_projected
 from superres.cascade_stage import CascadeConfig
 from superres.degrade import AnyDegradation, degrade

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab.errors import Refused
-from scripts import enlarging, gallery, saved, settings
-from scripts.drawing import Trained
-from scripts.saved import Saved
+from scripts.assembly import enlarging, saved
+from scripts.assembly.drawing import Trained
+from scripts.assembly.saved import Saved
+from scripts.interface import gallery, settings
 from superres.cascade_stage import CascadeConfig
 from superres.fast_stage import FastStageConfig
 from superres.pipeline import OnePass, Upscaler

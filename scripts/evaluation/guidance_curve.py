@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scripts.plotting import Line, Plot
+from scripts.interface.plotting import Line, Plot
 
 Point = Mapping[str, Any]
 Interval = Mapping[str, Any]

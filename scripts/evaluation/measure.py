@@ -19,10 +19,11 @@ from lab.evaluation.prompt_accuracy import Verdict, judge, shares
 from lab.images import from_uint8, to_uint8
 from lab.randomness import key
 from lab.storage import write_whole
-from scripts import gallery, panel
-from scripts.drawing import Trained
-from scripts.experiments import world_of
-from scripts.panel import Panel
+from scripts.assembly.drawing import Trained
+from scripts.assembly.experiments import world_of
+from scripts.evaluation import panel
+from scripts.evaluation.panel import Panel
+from scripts.interface import gallery
 
 KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
 PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds

@@ -18,9 +18,9 @@ from lab.evaluation.intervals import mean, ratio, wilson
 from lab.evaluation.prompt_accuracy import judge
 from lab.images import from_uint8, to_uint8
 from lab.storage import write_whole
-from scripts.judges import Panel
-from scripts.plotting import Line, Plot
-from scripts.selecting import PROMPTS_AT_ONCE, Selector
+from scripts.interface.plotting import Line, Plot
+from scripts.selection.judges import Panel
+from scripts.selection.selecting import PROMPTS_AT_ONCE, Selector
 
 VERIFIER = "the verifier: right in everything"
 CIRCULAR = (

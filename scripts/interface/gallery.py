@@ -16,7 +16,7 @@ from lab.errors import BadData, Refused
 from lab.images import grid, read_image, save_png
 from lab.lock import Lock
 from lab.storage import sweep, write_whole
-from scripts.drawing import Trained
+from scripts.assembly.drawing import Trained
 from superres.pipeline import enlarged
 
 

@@ -6,8 +6,8 @@ from diffusion.stage import DiffusionConfig, TextToImageConfig
 from lab.errors import Refused
 from lab.text import selection
 from lab.text.clip import ClipConfig
-from scripts.experiments import SUBJECTS, AnyExperiment
-from scripts.saved import Saved
+from scripts.assembly.experiments import SUBJECTS, AnyExperiment
+from scripts.assembly.saved import Saved
 from superres.stage import GrownConfig, Root
 from vae.codec import PixelsConfig
 

@@ -19,9 +19,9 @@ from lab.errors import BadData, Refused
 from lab.experiment import Experiment
 from lab.rundir import RunDir
 from lab.storage import write_whole
-from scripts import saved
-from scripts.assemble import diffusion_stage
-from scripts.experiments import TextToImageExperiment, text_to_image
+from scripts.assembly import saved
+from scripts.assembly.assemble import diffusion_stage
+from scripts.assembly.experiments import TextToImageExperiment, text_to_image
 from superres.pipeline import Upscaler
 
 VARIANCE_SAMPLES, VARIANCE_BATCH = 256, 32  # that the optimal variance is measured on

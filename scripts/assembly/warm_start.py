@@ -12,10 +12,10 @@ from lab.rundir import RunDir
 from lab.runtime import Runtime
 from lab.text import selection
 from lab.training import snapshot
-from scripts import saved
-from scripts.assemble import stage
-from scripts.experiments import AnyExperiment
-from scripts.saved import Saved
+from scripts.assembly import saved
+from scripts.assembly.assemble import stage
+from scripts.assembly.experiments import AnyExperiment
+from scripts.assembly.saved import Saved
 
 
 def read(experiment: AnyExperiment, path: Path) -> Saved | None:

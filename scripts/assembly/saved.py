@@ -11,8 +11,8 @@ from lab.errors import Refused
 from lab.rundir import RunDir
 from lab.training import checkpoint, snapshot
 from lab.training.snapshot import average_name
-from scripts import experiments
-from scripts.experiments import AnyExperiment
+from scripts.assembly import experiments
+from scripts.assembly.experiments import AnyExperiment
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Saved:
 
     Attributes:
         weights: of every player, "<player>.<name>" -> tensor.
-        experiment, run, origin, state: as of ``scripts.drawing.Trained``.
+        experiment, run, origin, state: as of ``scripts.assembly.drawing.Trained``.
     """
 
     weights: Mapping[str, Tensor]

@@ -19,8 +19,8 @@ from lab.runtime import RuntimeConfig
 from lab.scorer import published
 from lab.scorer.judge import Judge
 from lab.scorer.stage import ScorerConfig
-from scripts import assemble, saved
-from scripts.saved import Saved
+from scripts.assembly import assemble, saved
+from scripts.assembly.saved import Saved
 
 VERDICTS: Mapping[str, Callable[[Verdict], float]] = {
     "prompt_accuracy": lambda verdict: verdict.agreement,

@@ -12,9 +12,9 @@ from lab.errors import BadData, Refused
 from lab.runtime import Runtime
 from lab.storage import write_whole
 from lab.training import snapshot
-from scripts import saved
-from scripts.experiments import AnyExperiment
-from scripts.saved import Saved
+from scripts.assembly import saved
+from scripts.assembly.experiments import AnyExperiment
+from scripts.assembly.saved import Saved
 from vae import autoencoder, published
 from vae.autoencoder import Autoencoder
 from vae.cached import Cached, folder_of

@@ -33,10 +33,10 @@ from lab.training import snapshot
 from lab.training.quarantine import Quarantine
 from lab.training.trainer import Trainer
 from lab.world import ALONE, World
-from scripts import growing, latent, saved
-from scripts.evaluators import evaluators
-from scripts.experiments import AnyExperiment, AnyStageConfig, TextToImageExperiment, check_size, text_to_image
-from scripts.saved import Saved
+from scripts.assembly import growing, latent, saved
+from scripts.assembly.experiments import AnyExperiment, AnyStageConfig, TextToImageExperiment, check_size, text_to_image
+from scripts.assembly.saved import Saved
+from scripts.evaluation.evaluators import evaluators
 from superres import cascade_stage
 from superres import stage as growth
 from superres.cascade_stage import CascadeConfig, CascadeStage

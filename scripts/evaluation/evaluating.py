@@ -19,28 +19,12 @@ from lab.images import save_png
 from lab.rundir import RunDir
 from lab.storage import write_whole
 from lab.training.signals import Stopper
-from scripts import (
-    drawing,
-    enlarging,
-    experiments,
-    gallery,
-    guidance_curve,
-    heldout,
-    judges,
-    measure,
-    panel,
-    pictures_lab,
-    plotting,
-    saved,
-    scorer_lab,
-    selecting,
-    selection_curve,
-    settings,
-    upscaling_lab,
-    vae_lab,
-)
-from scripts.drawing import Trained
-from scripts.panel import Panel
+from scripts.assembly import drawing, enlarging, experiments, saved
+from scripts.assembly.drawing import Trained
+from scripts.evaluation import guidance_curve, heldout, measure, panel, pictures_lab, scorer_lab, upscaling_lab, vae_lab
+from scripts.evaluation.panel import Panel
+from scripts.interface import gallery, plotting, settings
+from scripts.selection import judges, selecting, selection_curve
 
 LABS = {"vae": vae_lab, "fast": upscaling_lab, "cascade": upscaling_lab, "scorer": scorer_lab}  # by the kind of stage
 Kept = tuple[Path, str]

@@ -25,10 +25,11 @@ from lab.evaluation.prompt_accuracy import Proportion, accuracy
 from lab.images import from_uint8, grid
 from lab.randomness import normal
 from lab.runtime import Runtime
-from scripts import heldout, latent, paired
-from scripts.heldout import Pictures
-from scripts.paired import Outcome, Poll
-from scripts.saved import Saved
+from scripts.assembly import latent
+from scripts.assembly.saved import Saved
+from scripts.evaluation import heldout, paired
+from scripts.evaluation.heldout import Pictures
+from scripts.evaluation.paired import Outcome, Poll
 from vae import quantizer
 from vae.autoencoder import Autoencoder
 from vae.posterior import Posterior

@@ -24,10 +24,12 @@ from lab.evaluation.retrieval import first_among, proportion, stands_out, strang
 from lab.images import from_uint8, grid
 from lab.randomness import key
 from lab.scorer.judge import Judge
-from scripts import assemble, heldout, judges
-from scripts.heldout import Pictures
-from scripts.paired import Poll
-from scripts.saved import Saved
+from scripts.assembly import assemble
+from scripts.assembly.saved import Saved
+from scripts.evaluation import heldout
+from scripts.evaluation.heldout import Pictures
+from scripts.evaluation.paired import Poll
+from scripts.selection import judges
 
 AMONG, NEARLY = 50, 16  # the right one included
 SHOWN = 12  # mistakes on a sheet

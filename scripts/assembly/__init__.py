@@ -1,0 +1,1 @@
+"""From a configuration, or from a run, to the objects that do the work."""

@@ -1,0 +1,1 @@
+"""What ``evaluate.py`` measures of each kind of run, and how its figures are kept."""

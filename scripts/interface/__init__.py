@@ -1,0 +1,1 @@
+"""What the scripts have in common with their users: exit codes, flags, pictures on disk, plots."""
