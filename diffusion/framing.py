@@ -1,7 +1,7 @@
 """Which part of which original a picture shows, as something that a network is told.
 
 A small original was enlarged, and of a wide one the sides were cut off. A network that is told so learns from such
-pictures too, and is asked for pictures that are neither: whole, and of its own size.
+pictures too, and is asked for pictures that are neither: whole, and of the size that is drawn.
 
 Source: Podell et al. 2023, arXiv:2307.01952, section 2.2; here sides in octaves and cuts in shares of a side.
 """

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffusion import samplers
 from diffusion.denoiser import Denoise
+from diffusion.framing import numbers
 from diffusion.guidance import GuidanceConfig, guide
 from diffusion.optimal_variance import OptimalVariance
 from diffusion.samplers import Churn, NoiseLike
@@ -25,7 +26,9 @@ from diffusion.samplers.spacing import LOGSNR_LIMITS
 from diffusion.schedule import Linear, Quadratic, Schedule
 from diffusion.text_to_image import TextToImage
 from lab.config import Config
+from lab.data.source import Frame
 from lab.errors import OutOfMemory, Refused
+from lab.images import Shape
 from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
 from vae.codec import Codec
@@ -214,10 +217,11 @@ class Pipeline:
     Attributes:
         model: in eval mode, on the runtime's device.
         codec: from latents to images.
-        size: side of the images in pixels.
+        size: side in pixels of the squares that it was trained to draw.
         runtime: the precision that the network runs in.
         offset_noise: the share of noise that is constant over a channel, as in training.
         variance: what variance "optimal" is.
+        shape: of the images; ``None`` for squares of ``size``.
     """
 
     model: TextToImage
@@ -226,6 +230,7 @@ class Pipeline:
     runtime: Runtime
     offset_noise: float = 0.0
     variance: OptimalVariance | None = None
+    shape: Shape | None = None
 
     def draw(
         self, requests: Sequence[Request], seed: int, sampling: SamplingConfig, poll: Poll = lambda: None
@@ -240,8 +245,7 @@ class Pipeline:
                 dropped.
 
         Yields:
-            (k, 3, size, size) float32 on the CPU, not clamped, k at most ``sampling.chunk``, in the order of the
-            requests.
+            (k, 3, H, W) float32 on the CPU, not clamped, k at most ``sampling.chunk``, in the order of the requests.
         """
         chunk = sampling.chunk
         for start in range(0, len(requests), chunk):
@@ -273,14 +277,16 @@ class Pipeline:
 
     def start(self, noise: NoiseLike, count: int, times: Tensor) -> Tensor:
         """Give the states (count, c, h, w) that walks over such times start from."""
-        side = self.size // self.codec.factor
+        height, width = (side // self.codec.factor for side in self.shape or (self.size, self.size))
         _, sigma = self.model.denoiser.schedule(times[:1])
-        return self.runtime.batch(sigma.item() * noise(torch.empty(count, self.codec.channels, side, side)))
+        return self.runtime.batch(sigma.item() * noise(torch.empty(count, self.codec.channels, height, width)))
 
     def guided(self, requests: Sequence[Request], sampling: SamplingConfig, times: Tensor) -> Denoise:
         """Bind the prompts of one chunk and their guidance over such times to the model."""
-        cond = self.model.encode([request.prompt for request in requests])
-        null = partial(self.model.encode, [request.negative for request in requests])
+        num = len(requests)
+        frames = None if self.shape is None else numbers([Frame(*self.shape)] * num, num, self.size)
+        cond = self.model.encode([request.prompt for request in requests], frames)
+        null = partial(self.model.encode, [request.negative for request in requests], frames)
         return guide(self.model.denoiser, cond, null, sampling.guidance, times, sampling.guide)
 
 

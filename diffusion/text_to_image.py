@@ -41,10 +41,11 @@ class TextToImage(nn.Module):
         return self.denoiser.predict(x_t, t, self.condition(prepared, frames))
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Cond:
-        """Encode prompts, of pictures that are whole and of the network's own size; the empty one is the null."""
-        device = next(self.parameters()).device
-        return self.condition(placed(self.text.prepare(prompts), device))
+    def encode(self, prompts: Sequence[str], frames: Tensor | None = None) -> Cond:
+        """Encode b prompts, of pictures with such frames as in ``forward``; the empty prompt is the null."""
+        weight = next(self.parameters())
+        told = None if frames is None else frames.to(weight)
+        return self.condition(placed(self.text.prepare(prompts), weight.device), told)
 
     def condition(self, prepared: Prepared, frames: Tensor | None = None) -> Cond:
         """Give what the denoiser is told of b texts and of the frames of b pictures; see ``forward``."""

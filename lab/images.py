@@ -21,6 +21,9 @@ from torch import Tensor
 from lab.errors import BadData, NonFinite, Refused
 from lab.storage import write_whole
 
+Shape = tuple[int, int]
+"""Height and width in pixels."""
+
 _CAPTION_PX = 12
 _CAPTION_LINES = 6
 _GAP_PX = 8

@@ -15,6 +15,7 @@ from torch import nn
 
 from lab import runtime as runtimes
 from lab.data import doctor, pictures
+from lab.data.buckets import listed
 from lab.data.collection import Collection
 from lab.data.doctor import Finding, Report
 from lab.data.index import Index, open_index
@@ -74,11 +75,11 @@ def examine(data: AnyData, num: int, encoder: TextEncoder) -> Report:
         Refused, BadData, StorageFailed: as from ``lab.data.sources.source``.
     """
     if isinstance(data, Collection):
-        return doctor.examine(doctor.look(data, open_index(data)), data.size, encoder.count, encoder.context)
+        return doctor.examine(doctor.look(data, open_index(data)), data.shapes, encoder.count, encoder.context)
     seen = list(doctor.look_at_slots(source(data), "train", 0, num))
     with suppress(Refused):  # nothing is held out
         seen += doctor.look_at_slots(source(data, "heldout"), "heldout", 0, num)
-    return doctor.examine(seen, data.size, encoder.count, encoder.context, finite=False)
+    return doctor.examine(seen, [(data.size, data.size)], encoder.count, encoder.context, finite=False)
 
 
 def fill(data: AnyData, encoder: TextEncoder) -> str:
@@ -142,6 +143,8 @@ def tell(report: Report, data: AnyData) -> str:
         lines.append(
             f"Shorter side in pixels: {middle} in the middle, {low} to {high} for nine of ten; wanted {data.size}."
         )
+    if len(report.shapes) > 1:
+        lines.append(f"Trained on as: {listed(report.shapes)}.")
     lines += ["", "| finding | number | meaning |", "|---|---|---|"]
     counts = Counter(finding.kind for finding in report.findings)
     lines += [f"| {kind} | {counts[kind]:,} | {meaning} |" for kind, meaning in MEANINGS.items()]
@@ -182,7 +185,7 @@ def _picture(data: Collection, index: Index, row: int) -> torch.Tensor:
     """A sample's picture, its middle; a grey one with a cross where there is none."""
     size = data.size
     try:
-        return pictures.image(index.read(index.record(row)), data.picture, size, np.random.default_rng(0), "")[0]
+        return pictures.image(index.read(index.record(row)), data.picture, data.square, np.random.default_rng(0), "")[0]
     except BadSample:
         cross = torch.eye(size).maximum(torch.eye(size).flip(0))
         return (0.5 - 1.5 * cross).expand(3, size, size)

@@ -6,6 +6,7 @@
     python scripts/sample.py runs/demo "a red circle" --negative "a blue circle" --sampler ddpm --steps 100
     python scripts/sample.py runs/demo "a red circle" --sampler ddpm --variance optimal # measures it at the first call
     python scripts/sample.py runs/demo "a red circle" --sampler dpmpp_2m --spacing logsnr --steps 12
+    python scripts/sample.py runs/coco "a long train" --size 80x48                     # a run with data.buckets
     python scripts/sample.py runs/demo "a red circle" --best-of 8 --scorer prompt_accuracy --reject 12:0.5
     python scripts/sample.py runs/demo "a red circle" --upscale runs/cascade --upscale runs/fast
     python scripts/sample.py runs/emoji64 "a red fox" --best-of 8 --scorer runs/emoji64_scorer   # any prompt
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _draw(options: argparse.Namespace, prompts: Sequence[str], world: "World") -> None:
     from diffusion.pipeline import Request
+    from lab.errors import Refused
     from lab.training.signals import Stopper
     from scripts.assembly import drawing, upscaling
     from scripts.interface import gallery
@@ -67,13 +69,18 @@ def _draw(options: argparse.Namespace, prompts: Sequence[str], world: "World") -
 
     trained = drawing.trained(options.run, options.checkpoint, options.weights, world)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
-    trained = upscaling.followed_by(drawing.with_variance(trained, sampling), options.upscale)
+    trained = drawing.with_variance(trained, sampling)
+    if options.size:
+        trained = drawing.shaped(trained, options.size)
+    trained = upscaling.followed_by(trained, options.upscale)
     out = options.out or options.run / "samples"
     columns = options.num if options.num > 1 else None
     if options.best_of:
         gallery.check(options.num, options.negative, sampling)
         rounds = tuple(map(selecting.read_round, options.reject))
         plan = selecting.Plan(options.best_of, judges.read(options.scorer), rounds)
+        if options.size and options.size[0] != options.size[1] and plan.panel.is_verifier:
+            raise Refused("the verifier of the Shapes reads squares: leave --size out, or name another --scorer")
         requests = [Request(prompt, 0, options.negative) for prompt in prompts]
         with Stopper().listening() as stopper, gallery.alone(out):
             selector = selecting.Selector(trained, options.seed, sampling, plan, stopper.check)
@@ -99,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompts-file", type=Path, help="a text file with one prompt per line; blank lines are skipped")
     add("--num", type=int, default=1, help="pictures per prompt (default 1)")
     add("--seed", type=int, default=0, help="of the noise (default 0)")
+    add(
+        "--size",
+        type=settings.shape,
+        metavar="WxH",
+        help="width and height of the pictures in pixels, as in 96x64 (default: the squares that the run was trained "
+        "on); about the area of those, and a shape that training has seen (data.buckets)",
+    )
     add("--negative", default="", help="what to move away from; needs guidance above 1")
     add("--out", type=Path, help="folder for the pictures (default RUN/samples)")
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")

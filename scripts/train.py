@@ -93,7 +93,7 @@ def _begin(path: Path, asked: "AnyExperiment", allow_range: bool) -> "AnyExperim
     if not RunDir.is_run(path):
         completed = assemble.complete(asked)
         if not allow_range:
-            check_range(source(completed.data), completed.seed)
+            check_range(source(completed.data, batch=completed.train.batch), completed.seed)
         return completed
     known = experiments.load(path / "config.yaml", [])
     if changes := diff(known, assemble.complete(asked, known)):

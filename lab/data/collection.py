@@ -11,16 +11,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lab.config import Config
+from lab.data.buckets import BucketsConfig
 from lab.data.caption import CaptionConfig, Captions
 from lab.data.pictures import PictureConfig
 from lab.data.source import CAPTION, BadSample
 from lab.data.split import SplitConfig, place, plain
 from lab.errors import Refused
+from lab.images import Shape
 
 PathText = Annotated[str, Field(min_length=1)]
 NO_FIELDS: Mapping[str, object] = {}
@@ -69,6 +71,8 @@ class PictureSet(Config):
     Attributes:
         path: where it is.
         size: side of the square images in pixels.
+        buckets: other shapes of about that area, in which training sees pictures of other ratios; ``None`` for squares
+            alone. Figures and previews are of squares in any case.
         picture: how pictures become such images.
         captions: which caption is spoken.
         max_bad: share of bad samples above which a run ends.
@@ -79,11 +83,28 @@ class PictureSet(Config):
 
     path: PathText
     size: int = Field(64, ge=8, le=1024)
+    buckets: BucketsConfig | None = None
     picture: PictureConfig = PictureConfig()
     captions: CaptionConfig = CaptionConfig()
     max_bad: float = Field(0.01, ge=0, le=1)
     remedy: str = ""
     cache: str = ""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.buckets and self.size % self.buckets.step:
+            raise ValueError(f"buckets.step={self.buckets.step} does not divide size={self.size}: change one of them")
+        return self
+
+    @property
+    def square(self) -> Shape:
+        """The shape of the square images."""
+        return self.size, self.size
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The shapes that images may have, from the highest to the widest."""
+        return self.buckets.shapes(self.size) if self.buckets else [self.square]
 
     @property
     def cache_folder(self) -> Path:

@@ -28,13 +28,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lab.data import pictures
+from lab.data import buckets, pictures
 from lab.data.caption import spoken
 from lab.data.collection import Collection
 from lab.data.index import Index
 from lab.data.source import BadSample, Source
 from lab.data.split import Split
-from lab.images import to_uint8
+from lab.images import Shape, to_uint8
 
 Kind = Literal["broken", "duplicate", "near", "leak", "empty", "repeated", "long", "small", "blank"]
 Count = Callable[[Sequence[str]], list[int]]
@@ -92,6 +92,7 @@ class Report:
         lengths: tokens per caption, sorted; empty where they were not counted.
         window: tokens that the text encoder takes.
         sizes: (n, 2) width and height of the pictures.
+        shapes: how many of them become which shape.
         captions: how many there are, and how many different ones.
         alike: samples that resemble another; of a world without an end they are no findings.
     """
@@ -101,6 +102,7 @@ class Report:
     lengths: Sequence[int]
     window: int
     sizes: np.ndarray
+    shapes: Mapping[Shape, int]
     captions: tuple[int, int]
     alike: int
 
@@ -142,13 +144,13 @@ def look_at_slots(source: Source, split: Split, seed: int, num: int) -> Iterator
 
 
 def examine(
-    seen: Iterable[Seen], size: int, count: Count | None = None, window: int = 0, *, finite: bool = True
+    seen: Iterable[Seen], shapes: Sequence[Shape], count: Count | None = None, window: int = 0, *, finite: bool = True
 ) -> Report:
     """Find out what is wrong.
 
     Args:
         seen: the samples.
-        size: side in pixels of what pictures become.
+        shapes: that pictures become, from the highest to the widest.
         count: gives the tokens of captions; ``None`` where nobody counts them.
         window: tokens that the text encoder takes.
         finite: whether the data has an end; where it has none, samples that resemble each other and captions that
@@ -160,7 +162,9 @@ def examine(
     alike = _alike(good)
     if finite:
         findings += alike + _repeated(good)
-    findings += _captions(everything) + _pictures(good, size)
+    sizes = np.array([each.size for each in good], dtype=np.int64).reshape(-1, 2)
+    numbers = buckets.nearest(sizes, shapes)
+    findings += _captions(everything) + _pictures(good, [shapes[number] for number in numbers])
     texts = sorted({text for each in everything for text in each.captions if text})
     lengths = dict(zip(texts, count(texts), strict=True)) if count else {}
     first = {text: each.id for each in reversed(everything) for text in each.captions}
@@ -175,7 +179,8 @@ def examine(
         findings=findings,
         lengths=sorted(lengths[text] for each in everything for text in each.captions if text in lengths),
         window=window,
-        sizes=np.array([each.size for each in good], dtype=np.int64).reshape(-1, 2),
+        sizes=sizes,
+        shapes=buckets.counted(numbers, shapes),
         captions=(num, len(texts)),
         alike=len({id for finding in alike for id in finding.ids}),
     )
@@ -267,11 +272,12 @@ def _captions(everything: Sequence[Seen]) -> list[Finding]:
     ]
 
 
-def _pictures(good: Sequence[Seen], size: int) -> list[Finding]:
+def _pictures(good: Sequence[Seen], shapes: Sequence[Shape]) -> list[Finding]:
     findings = []
-    for each in good:
-        if min(each.size) < size:
-            findings.append(Finding("small", (each.id,), f"{each.size[0]}x{each.size[1]}, enlarged to {size}"))
+    for each, (height, width) in zip(good, shapes, strict=True):
+        if each.size[0] < width or each.size[1] < height:
+            small = f"{each.size[0]}x{each.size[1]}, enlarged to {width}x{height}"
+            findings.append(Finding("small", (each.id,), small))
         if each.thumbnail.std(axis=(0, 1)).max() < BLANK:
             findings.append(Finding("blank", (each.id,), "one colour all over"))
     return findings

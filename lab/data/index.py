@@ -3,6 +3,7 @@
     <key>.arrow   a row per sample (Arrow IPC); the pages are shared, and no Python object is kept per row
     <key>.pack    images' bytes, one after another, where the data set's own files do not hold them as they are
     <key>.json    how many rows, how many of them are bad, their fingerprint; written last: where it is, all is there
+    <key>.sizes   width and height of each picture, 8 bytes a row; only where somebody has asked for them
 
 The key is a hash of what the collection says of its state: when a file changes, another index is made. The fingerprint
 is one of the rows alone, and so the same wherever the data lies.
@@ -22,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lab.data.collection import Collection, Entry, Record
+from lab.data.pictures import size_of
 from lab.data.source import BadSample
 from lab.errors import BadData, Refused
 from lab.storage import whole, write_whole
@@ -29,6 +31,7 @@ from lab.storage import whole, write_whole
 FORMAT = 1  # raise when rows or their meaning change
 ROWS = 4096  # per batch of the Arrow file
 MAX_BYTES = 1 << 28  # of one image
+HEAD_BYTES = 1 << 16  # of an image, in which nearly every one says its size
 COLUMNS = ("id", "file", "offset", "size", "sha256", "kinds", "texts", "reason", "detail", "place")
 
 
@@ -75,15 +78,47 @@ class Index:
         """
         if record.size > MAX_BYTES:
             raise BadSample("file too large", f"{record.size:,} bytes, at most {MAX_BYTES:,}")
-        path = self.root / record.file if record.file else self.path.with_suffix(".pack")
-        try:
-            with path.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), record.size, record.offset)
-        except OSError as error:
-            raise BadSample("file cannot be read", error.strerror or str(error)) from None
+        data = self._bytes(record.file, record.offset, record.size)
         if len(data) < record.size:
             raise BadSample("file cut short", f"{len(data)} of {record.size} bytes")
         return data
+
+    def sizes(self) -> np.ndarray:
+        """Give width and height (n, 2) of the pictures, turned as EXIF says; 0 where nobody can read them.
+
+        They are read from the pictures' headers once, which shows a progress bar, and kept.
+
+        Raises:
+            StorageFailed: they cannot be written.
+        """
+        path = self.path.with_suffix(".sizes")
+        if not path.exists():
+            rows = tqdm(self._places(), "sizes of the pictures", len(self), unit="picture", disable=None, delay=1)
+            sizes = np.fromiter((side for row in rows for side in self._size(*row)), dtype=np.uint32)
+            write_whole(path, sizes.tobytes())
+        return np.fromfile(path, dtype=np.uint32).reshape(-1, 2)
+
+    def _places(self) -> Iterator[tuple[str, int, int]]:
+        """File, offset and size of each row."""
+        for batch in self._table.select(["file", "offset", "size"]).to_batches():
+            files, offsets, sizes = (column.to_pylist() for column in batch.columns)
+            yield from zip(map(os.fsdecode, files), offsets, sizes, strict=True)
+
+    def _size(self, file: str, offset: int, size: int) -> tuple[int, int]:
+        """Width and height of a picture: from its head, or all of it where that does not say."""
+        try:
+            found = size_of(self._bytes(file, offset, min(size, HEAD_BYTES)))
+            return found if any(found) or size > MAX_BYTES else size_of(self._bytes(file, offset, size))
+        except BadSample:
+            return 0, 0
+
+    def _bytes(self, file: str, offset: int, size: int) -> bytes:
+        path = self.root / file if file else self.path.with_suffix(".pack")
+        try:
+            with path.open("rb", buffering=0) as opened:
+                return os.pread(opened.fileno(), size, offset)
+        except OSError as error:
+            raise BadSample("file cannot be read", error.strerror or str(error)) from None
 
     @cached_property
     def _table(self) -> Any:

@@ -4,6 +4,7 @@ import gc
 import signal
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 
@@ -17,7 +18,7 @@ from lab.errors import BadData
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of consecutive slots.
+    """Samples of consecutive slots, whose images have one shape.
 
     Attributes:
         images: (b, 3, H, W) float32 in [-1, 1].
@@ -88,7 +89,7 @@ class Loader:
     def batches(self, start: int, sizes: Sequence[int], skipped: int = 0) -> Generator[Batch, None, None]:
         """Give batches for ever: of ``sizes[0]`` slots from ``start`` on, then ``sizes[1]``, and so on round and round.
 
-        Close it to end the workers.
+        One in which the shape of the images changes comes in parts. Close it to end the workers.
 
         Args:
             start: the first slot.
@@ -102,7 +103,7 @@ class Loader:
             _Slots(self.source, self.seed),
             batch_sampler=_Windows(start, sizes, skipped),
             num_workers=self.workers,
-            collate_fn=self._collate,
+            collate_fn=self._parted,
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_outlive_signals,
         )
@@ -113,7 +114,8 @@ class Loader:
         batches = iter(loader)
         workers = set(active_children()) - others
         try:
-            yield from batches
+            for parts in batches:
+                yield from parts
         except BadData as error:  # of a worker it comes with that one's traceback
             raise BadData(str(error).rpartition("BadData: ")[2].strip()) from None
         finally:
@@ -122,8 +124,16 @@ class Loader:
                 gc.unfreeze()
 
     def batch(self, slots: Sequence[int]) -> Batch:
-        """Give the batch of these slots."""
-        return self._collate([(slot, self.source.sample(self.seed, slot)) for slot in slots])
+        """Give the batch of these slots, whose images have one shape."""
+        (batch,) = self.parts(slots)
+        return batch
+
+    def parts(self, slots: Sequence[int]) -> list[Batch]:
+        """Give the batches of these slots, as many as the shape of the images changes."""
+        return self._parted([(slot, self.source.sample(self.seed, slot)) for slot in slots])
+
+    def _parted(self, items: list[tuple[int, Sample]]) -> list[Batch]:
+        return [self._collate(list(part)) for _, part in groupby(items, key=lambda item: item[1].image.shape)]
 
     def _collate(self, items: list[tuple[int, Sample]]) -> Batch:
         slots, samples = zip(*items, strict=True)

@@ -16,6 +16,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from lab.config import Config
 from lab.data.coco import Coco
+from lab.data.collection import PictureSet
 from lab.data.folder import Folder
 from lab.data.idx import Idx
 from lab.data.parquet import Parquet
@@ -70,6 +71,11 @@ class MixtureConfig(Config):
         for name, part in self.parts.items():
             if part.size != self.size:
                 raise ValueError(f"parts.{name}.size={part.size}, but size={self.size}: make them the same")
+            if isinstance(part, PictureSet) and part.buckets:
+                raise ValueError(
+                    f"parts.{name}.buckets would make batches of one shape, and a mixture deals them out sample by "
+                    "sample: leave it out, or train on that part alone"
+                )
         if rare := [name for name, count in shares(self.weights).items() if not count]:
             raise ValueError(f"weights.{rare[0]} is less than 1/{PERIOD} of all: raise it")
         return self

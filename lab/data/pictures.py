@@ -1,4 +1,4 @@
-"""Bytes of a picture, from anywhere, to a square image in [-1, 1].
+"""Bytes of a picture, from anywhere, to an image of a given shape in [-1, 1].
 
 What is read is not trusted: only formats whose decoders run nothing else, no picture of more than 64 megapixels, none
 that is cut short. Transparency is laid on a ground before the picture is resized, which is the same as resizing with
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from lab.config import Config
 from lab.data.source import BadSample, Frame
-from lab.images import from_uint8
+from lab.images import Shape, from_uint8
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
+ORIENTATION, TURNED = 0x0112, 5  # of EXIF; from this value on, width and height change places
 
 Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[int, int, int]
@@ -32,12 +33,12 @@ _SIDES = re.compile(r"\b(?:left|right)(?:ward|wards|most)?\b", re.IGNORECASE)
 
 
 class PictureConfig(Config):
-    """How pictures become square images.
+    """How pictures become images of a given shape.
 
     Attributes:
         ground: what shows through where a picture is transparent: white, black, [red, green, blue] from 0 to 255, or
             random for another colour each time.
-        crop: which square of a longer picture is shown: the centre, or a random one each time.
+        crop: which part of a longer picture is shown: the middle, or a random one each time.
         flip: probability of a mirror image. A picture whose caption speaks of left or right is never mirrored.
         smallest: a picture whose shorter side has fewer pixels is bad.
     """
@@ -49,19 +50,19 @@ class PictureConfig(Config):
 
 
 def image(
-    data: bytes, config: PictureConfig, size: int, rng: np.random.Generator, caption: str
+    data: bytes, config: PictureConfig, shape: Shape, rng: np.random.Generator, caption: str
 ) -> tuple[Tensor, Frame]:
-    """Make a square image of the bytes of a picture.
+    """Make an image of the bytes of a picture: the largest part of that ratio, resized.
 
     Args:
         data: of a picture file: grey, palette, 16-bit, CMYK, transparent and animated ones (the first frame) too.
         config: how.
-        size: side in pixels.
+        shape: (H, W) of the image.
         rng: crop, mirroring and ground are a function of its state, and the same whatever the picture.
         caption: of the picture.
 
     Returns:
-        (3, size, size) float32 in [-1, 1], and what was cut out.
+        (3, H, W) float32 in [-1, 1], and what was cut out.
 
     Raises:
         BadSample: it is not a picture, cut short, broken, absurdly large or too small.
@@ -70,14 +71,15 @@ def image(
     random_ground: Colour = tuple(rng.integers(256, size=3).tolist())
     picture = decode(data)
     width, height = picture.size
-    side = min(width, height)
-    if side < config.smallest:
+    if min(width, height) < config.smallest:
         raise BadSample("image too small", f"{width}x{height}, data.images.smallest={config.smallest}")
     along = 0.5 if config.crop == "center" else along
-    left, top = int(along * (width - side + 1)), int(along * (height - side + 1))
+    part_width, part_height = min(width, height * shape[1] / shape[0]), min(height, width * shape[0] / shape[1])
+    left, top = int(along * (int(width - part_width) + 1)), int(along * (int(height - part_height) + 1))
     ground = random_ground if config.ground == "random" else config.ground
     whole = opaque(picture, GROUNDS[ground] if isinstance(ground, str) else ground)
-    part = whole.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    box = (left, top, left + part_width, top + part_height)
+    part = whole.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box=box)
     if coin < config.flip and not _SIDES.search(caption):
         part = ImageOps.mirror(part)
     levels = torch.from_numpy(np.array(part))
@@ -106,6 +108,19 @@ def decode(data: bytes) -> Image.Image:
         raise BadSample("decompression bomb", str(error)) from None
     except Exception as error:  # decoders fall over broken files in every way
         raise BadSample("broken image", f"{type(error).__name__}: {error}") from None
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Read width and height of a picture, as ``decode`` gives it, from its first bytes; 0 where they do not tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            is_turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= TURNED
+    except Exception:  # decoders fall over broken files in every way
+        return 0, 0
+    width, height = picture.size
+    return (height, width) if is_turned else (width, height)
 
 
 def opaque(picture: Image.Image, ground: Colour) -> Image.Image:

@@ -15,8 +15,14 @@ from lab.data.stream import Stream, StreamConfig
 AnyData = Annotated[OnePart | Annotated[MixtureConfig, Tag("mixture")], Discriminator(kind_of)]
 
 
-def source(config: AnyData, split: Split = "train") -> Source:
+def source(config: AnyData, split: Split = "train", batch: int = 0) -> Source:
     """Open the data that is configured, one side of it.
+
+    Args:
+        config: which.
+        split: which side.
+        batch: samples of a training step, which have one shape each where the data has several (``data.buckets``); 0 is
+            for everybody else, who sees squares.
 
     Raises:
         Refused: there is no such data, or it is not to be trusted.
@@ -31,4 +37,4 @@ def source(config: AnyData, split: Split = "train") -> Source:
         case MixtureConfig():
             return Mixture(config.weights, {name: source(part, split) for name, part in config.parts.items()})
         case _:
-            return Finite(config, open_index(config), split)
+            return Finite(config, open_index(config), split, batch)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from lab.config import Config, parse
@@ -81,6 +81,15 @@ class StreamConfig(PictureSet):
     keep_gb: float = Field(20.0, ge=0)
     allow_pipe: bool = False
 
+    @model_validator(mode="after")
+    def _possible(self) -> "StreamConfig":
+        if self.buckets:
+            raise ValueError(
+                "buckets sort pictures by their sizes before the first step, and those of remote shards are not known "
+                "until they come: fetch the tars into a folder and set kind to shards, or leave buckets out"
+            )
+        return self
+
 
 class Stream:
     """One side of the remote shards.
@@ -109,7 +118,7 @@ class Stream:
                 f"data.heldout={config.heldout} leaves no sample of the {len(shards)} shards of {config.path} on the "
                 f"{split} side: change it"
             )
-        told = config.model_dump(mode="json", exclude={"path", "cache", "max_bad", "keep_gb", "allow_pipe"})
+        told = config.model_dump(mode="json", exclude={"path", "cache", "max_bad", "keep_gb", "allow_pipe", "buckets"})
         named = [(shard.name(number), shard.num, shard.sha256) for number, shard in enumerate(shards)]
         known = json.dumps([split, told, named], sort_keys=True)
         self.fingerprint = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
@@ -140,7 +149,7 @@ class Stream:
         number, row = self.place(seed, slot)
         index = self._store.index(number)
         others = key(seed, "substitute", slot).integers(len(index), size=SUBSTITUTES).tolist()
-        return delivered(self.config, ((index, each) for each in chain([row], others)), seed, slot)
+        return delivered(self.config, ((index, each) for each in chain([row], others)), self.config.square, seed, slot)
 
     def captions(self) -> Iterable[str]:
         """Give every caption of this side in every template, for which every shard is fetched."""

@@ -56,7 +56,8 @@ class Observer:
         figures: dict[str, float] = {}
         try:
             if self._is_preview_due(step, is_last):
-                captions = self.loader.batch(range(self.previews)).captions
+                parts = self.loader.parts(range(self.previews))
+                captions = [caption for part in parts for caption in part.captions]
                 with stopper.interruptible(), torch.random.fork_rng(), torch.no_grad():
                     images = self.stage.preview(model, captions)
                 self.rundir.save_picture(step, "samples", grid(images.float().cpu(), captions))

@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -209,7 +209,7 @@ class Trainer:
             while not signal and not self.is_done:
                 try:
                     with meter.waiting(), stopper.interruptible() if world.size == 1 else nullcontext():
-                        window = [self._receive(next(batches)) for _ in config.windows(len(share))]
+                        window = self._window(batches, len(share))
                 except Interrupted:  # data may be long in coming
                     signal = stopper.signal or 0
                     self._save_here()
@@ -246,8 +246,13 @@ class Trainer:
     def _data_figures(self) -> dict[str, float]:
         return {} if self.quarantine is None else {"data/bad": float(len(self.quarantine))}
 
-    def _receive(self, batch: Batch) -> Batch:
-        return batch.with_images(self.runtime.batch(batch.images))
+    def _window(self, batches: Iterator[Batch], num: int) -> list[Batch]:
+        """Take this process's samples of a step, and bring them to the device."""
+        window: list[Batch] = []
+        while sum(map(len, window)) < num:
+            batch = next(batches)
+            window.append(batch.with_images(self.runtime.batch(batch.images)))
+        return window
 
     def _make_step(self, window: Sequence[Batch]) -> None:
         """Update every player on this process's samples of the step, then what follows the players."""

@@ -213,10 +213,11 @@ class Updater:
                 (key for key, p in parameters if p.grad is not None and not p.grad.isfinite().all()), "its norm"
             )
             return f"the gradient of {name!r} is not finite (first in {first}), though the loss of every sample is"
-        batch = self._loader.batch(bad[:4])
-        module = self._first_non_finite(name, batch.with_images(self._runtime.batch(batch.images)))
+        parts = self._loader.parts(bad[:4])
+        ids = ", ".join(id for part in parts for id in part.ids)
+        module = self._first_non_finite(name, parts[0].with_images(self._runtime.batch(parts[0].images)))
         more = f" and {len(bad) - 4} more" if bad[4:] else ""
-        return f"the loss of {name!r} is not finite for {', '.join(batch.ids)}{more} (first in {module})"
+        return f"the loss of {name!r} is not finite for {ids}{more} (first in {module})"
 
     def _first_non_finite(self, name: str, batch: Batch) -> str:
         """Name the first module of the player whose output is not finite, in the order in which they compute."""

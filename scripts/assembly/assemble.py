@@ -185,7 +185,7 @@ def trainer(experiment: AnyExperiment, rundir: RunDir, world: World = ALONE, sta
     runtime = runtimes.start(experiment.runtime, world)
     if world.is_first:
         rundir.record_process(str(runtime.device), torch.get_num_threads())
-    data = source(experiment.data)
+    data = source(experiment.data, batch=experiment.train.batch)
     made = stage(experiment, runtime)
     if start is not None:
         snapshot.fill(made.players, start.weights)

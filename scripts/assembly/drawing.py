@@ -17,6 +17,7 @@ from lab.data.loader import Loader
 from lab.data.sources import source
 from lab.errors import BadData, Refused
 from lab.experiment import Experiment
+from lab.images import Shape
 from lab.rundir import RunDir
 from lab.storage import write_whole
 from lab.world import ALONE, World
@@ -100,6 +101,25 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
         raise BadData(f"{path} does not hold a measured variance; delete it, and it is measured again") from error
     name = hashlib.sha256(variance.model_dump_json().encode()).hexdigest()[:16]
     return replace(trained, pipeline=replace(pipeline, variance=variance), origin={**trained.origin, "variance": name})
+
+
+def shaped(trained: Trained, shape: Shape) -> Trained:
+    """Let a run draw pictures of another shape, which becomes a part of every recipe.
+
+    Raises:
+        Refused: a side is no multiple of what the network takes.
+    """
+    pipeline, (height, width) = trained.pipeline, shape
+    network: Any = pipeline.model.denoiser.network
+    factor = network.factor * pipeline.codec.factor
+    if height % factor or width % factor or not height * width:
+        height, width = (max(round(side / factor), 1) * factor for side in shape)
+        raise Refused(
+            f"--size {shape[1]}x{shape[0]}: width and height must be multiples of {factor}, the factor of this run's "
+            f"network, such as {width}x{height}"
+        )
+    origin = {**trained.origin, "size": f"{width}x{height}"}
+    return replace(trained, pipeline=replace(pipeline, shape=shape), origin=origin)
 
 
 def sampling(experiment: Experiment[DenoisingConfig], changes: Mapping[str, object]) -> SamplingConfig:

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from diffusion.stage import DiffusionConfig, TextToImageConfig
 from lab import config as configuration
+from lab.data.buckets import BucketsConfig
+from lab.data.collection import PictureSet
 from lab.data.shapes import ShapesConfig
 from lab.errors import Refused
 from lab.experiment import Experiment
@@ -42,6 +44,7 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
     """
     experiment = configuration.load(path, overrides, AnyExperiment)
     check_size(experiment)
+    check_buckets(experiment)
     if not isinstance(experiment.stage, TextToImageConfig) and experiment.evaluate.every_steps:
         raise Refused(f"{path}: {SUBJECTS[experiment.stage.kind]} obeys no prompts: set evaluate.every_steps=0")
     if isinstance(experiment.stage, ScorerConfig) and experiment.stage.near_misses and experiment.data.kind != "shapes":
@@ -60,6 +63,36 @@ def together(run: Path) -> World:
         ProcessLost: as from ``World.connect``.
     """
     return World.connect(load(RunDir.view(run).config_path, []).runtime.timeout_s)
+
+
+def check_buckets(experiment: AnyExperiment) -> None:
+    """Make sure that pictures of several shapes can be trained on, if there are any.
+
+    Raises:
+        Refused: the stage takes squares alone, or processes would have to make the same passes.
+    """
+    if _buckets(experiment) is None:
+        return
+    if not isinstance(experiment.stage, DiffusionConfig):
+        raise Refused(
+            f"{experiment.name}: data.buckets is for stage.kind=diffusion, and {experiment.stage.kind} is trained on "
+            "squares: set data.buckets=null"
+        )
+    if experiment.train.shard:
+        raise Refused(
+            f"{experiment.name}: with train.shard every process makes as many passes as the others, and with "
+            "data.buckets one may make more: set one of them to false or null"
+        )
+
+
+def _buckets(experiment: AnyExperiment) -> BucketsConfig | None:
+    return experiment.data.buckets if isinstance(experiment.data, PictureSet) else None
+
+
+def _unit(experiment: AnyExperiment) -> tuple[str, int]:
+    """What all sides of the images are multiples of, and the key that says so."""
+    buckets = _buckets(experiment)
+    return ("data.buckets.step", buckets.step) if buckets else ("data.size", experiment.data.size)
 
 
 def check_size(experiment: AnyExperiment) -> None:
@@ -86,10 +119,11 @@ def check_size(experiment: AnyExperiment) -> None:
         raise Refused(
             f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
         )
-    if experiment.data.size % factor:
+    key, unit = _unit(experiment)
+    if unit % factor:
         raise Refused(
-            f"{experiment.name}: data.size={experiment.data.size} is not divisible by {factor}, the network's factor "
-            f"({keys}): change one of them"
+            f"{experiment.name}: {key}={unit} is not divisible by {factor}, the network's factor ({keys}): change one "
+            "of them"
         )
 
 

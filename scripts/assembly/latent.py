@@ -82,11 +82,13 @@ def fill(experiment: AnyExperiment, codec: Codec, runtime: Runtime) -> str:
     """
     if not isinstance(codec, Cached):
         return "latent cache: none, since stage.codec.cache is null"
-    data, asked = source(experiment.data), experiment.train.steps * experiment.train.batch
+    train = experiment.train
+    data, asked = source(experiment.data, batch=train.batch), train.steps * train.batch
     num, before = min(asked, data.num or asked), len(codec.cache)
     loader = Loader(data, experiment.seed)
     for start in tqdm(range(0, num, BATCH), desc="encoding images", unit="batch", disable=None):
-        codec.posterior(runtime.batch(loader.batch(range(start, min(start + BATCH, num))).images))
+        for part in loader.parts(range(start, min(start + BATCH, num))):
+            codec.posterior(runtime.batch(part.images))
     codec.cache.flush()
     return f"latent cache: {num:,} images, {len(codec.cache) - before:,} of them new, in {codec.cache.folder}"
 

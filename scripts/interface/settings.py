@@ -61,6 +61,16 @@ def scales(text: str) -> float | tuple[float, ...]:
     return found if len(found) > 1 else found[0]
 
 
+def shape(text: str) -> tuple[int, int]:
+    """Read the size of a picture, "96x64" for 96 wide and 64 high, as (height, width).
+
+    Raises:
+        ValueError: it is something else.
+    """
+    width, height = map(int, text.split("x"))
+    return height, width
+
+
 def add_selection_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how the best of several candidates is found."""
     add = parser.add_argument_group("selection of the best of several candidates (with --best-of)").add_argument

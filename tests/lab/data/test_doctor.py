@@ -130,7 +130,7 @@ def report(planter: Planter, tmp_path_factory: pytest.TempPathFactory) -> Report
     cache = str(tmp_path_factory.mktemp("cache"))
     collection = Folder(path=str(planter.folder), size=SIZE, cache=cache)
     seen = doctor.look(collection, open_index(collection))
-    return doctor.examine(seen, SIZE, count=words, window=16)
+    return doctor.examine(seen, [(SIZE, SIZE)], count=words, window=16)
 
 
 @pytest.mark.parametrize("kind", ["broken", "duplicate", "near", "leak", "empty", "repeated", "long", "small", "blank"])
@@ -153,7 +153,7 @@ def test_an_endless_world_has_no_errors() -> None:
     seen = [
         each for split in ("train", "heldout") for each in doctor.look_at_slots(Shapes(world, split), split, 0, 150)
     ]
-    report = doctor.examine(seen, SIZE, count=words, window=32, finite=False)
+    report = doctor.examine(seen, [(SIZE, SIZE)], count=words, window=32, finite=False)
     assert report.findings == []
     assert report.captions[0] == 300 > report.captions[1]
     assert report.alike == 0
@@ -184,7 +184,7 @@ def test_alike_images_are_one_finding() -> None:
         doctor.Seen(f"{k}", "train", (f"{k}",), (40, 40), bytes([k // 2]), thumbnail + np.uint8(k // 2))
         for k in range(6)
     ]
-    report = doctor.examine(seen, 32)
+    report = doctor.examine(seen, [(32, 32)])
     assert [(finding.kind, finding.ids) for finding in report.findings if finding.kind != "blank"] == [
         ("duplicate", ("0", "1")),
         ("duplicate", ("2", "3")),
@@ -192,5 +192,5 @@ def test_alike_images_are_one_finding() -> None:
         ("near", ("0", "1", "2", "3", "4", "5")),
     ]
     assert isinstance(report.findings[0], Finding)
-    endless = doctor.examine(seen, 32, finite=False)
+    endless = doctor.examine(seen, [(32, 32)], finite=False)
     assert (endless.findings, endless.alike) == ([], 6)

@@ -25,11 +25,11 @@ def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 def image(data: bytes, size: int = 8, caption: str = "", slot: int = 0, **settings: Any) -> Tensor:
-    return pictures.image(data, PictureConfig(**settings), size, key(0, "picture", slot), caption)[0]
+    return pictures.image(data, PictureConfig(**settings), (size, size), key(0, "picture", slot), caption)[0]
 
 
 def frame(data: bytes, slot: int = 0, **settings: Any) -> Frame:
-    return pictures.image(data, PictureConfig(**settings), 8, key(0, "picture", slot), "")[1]
+    return pictures.image(data, PictureConfig(**settings), (8, 8), key(0, "picture", slot), "")[1]
 
 
 def plain(colour: Any, mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> Image.Image:
