@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion.pipeline import Poll, Request
 from lab.images import from_uint8, to_uint8
 from superres.fast import Enlarger
+from vae.codec import Codec
 
 
 class Upscaler(Protocol):
@@ -60,6 +61,37 @@ class OnePass:
             poll()
             enlarged.append(self.enlarge(image))
         return torch.cat(enlarged)
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A codec whose latents are decoded straight to larger pictures; see ``vae.codec.Codec``.
+
+    Attributes:
+        codec: of the latents.
+        enlarge: a fast decoder that was trained on them.
+    """
+
+    codec: Codec
+    enlarge: Enlarger
+
+    @property
+    def channels(self) -> int:
+        """Of the latent."""
+        return self.codec.channels
+
+    @property
+    def factor(self) -> int:
+        """Side of a small picture / side of its latent."""
+        return self.codec.factor
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode small pictures."""
+        return self.codec.posterior(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents to large pictures, as many times larger as the decoder makes them; not clamped."""
+        return self.enlarge.decode(latents)
 
 
 def enlarged(
