@@ -1,8 +1,8 @@
 """A fast decoder, and perhaps a critic, as a stage of the one trainer.
 
 Pictures of the data are the large ones; the small ones are made from them, and seen as they are or as the latents of a
-frozen autoencoder. Losses and critic are those of
-autoencoders, for both are a network whose output is to be a given image.
+frozen autoencoder. Losses and critic are those of autoencoders, for both are a network whose output is to be a given
+image.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -101,8 +101,7 @@ class FastStage:
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give a player's loss of each sample (b,), and its parts; before the critic's first step it rests."""
-        config = self.config
-        large, small = pairs(batch, config.crop, config.decoder.factor, config.degradation)
+        large, small = self._pairs(batch)
         given = latents(self.codec, batch.with_images(small))
         if player == "model":
             return self._model_loss(large, small, given)
@@ -127,6 +126,10 @@ class FastStage:
     def charts(self) -> Mapping[str, Image.Image]:
         """Draw nothing."""
         return {}
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        config = self.config
+        return pairs(batch, config.crop, config.decoder.factor, config.degradation)
 
     def _model_loss(self, large: Tensor, small: Tensor, given: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         made = self.players["model"](given)

@@ -63,27 +63,17 @@ class OnePass:
         return torch.cat(enlarged)
 
 
-@dataclass(frozen=True)
 class Straight:
     """A codec whose latents are decoded straight to larger pictures; see ``vae.codec.Codec``.
 
-    Attributes:
+    Args:
         codec: of the latents.
         enlarge: a fast decoder that was trained on them.
     """
 
-    codec: Codec
-    enlarge: Enlarger
-
-    @property
-    def channels(self) -> int:
-        """Of the latent."""
-        return self.codec.channels
-
-    @property
-    def factor(self) -> int:
-        """Side of a small picture / side of its latent."""
-        return self.codec.factor
+    def __init__(self, codec: Codec, enlarge: Enlarger) -> None:
+        self.codec, self.enlarge = codec, enlarge
+        self.channels, self.factor = codec.channels, codec.factor
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode small pictures."""
