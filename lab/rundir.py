@@ -62,12 +62,15 @@ class RunDir:
         self.path = path
         self._lock = lock
         self._rewound = False
+        self._is_new = False
         self._metrics: int | None = None
         self._board = Board(path / "tb")
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> "RunDir":
         """Start a run in a folder that is missing or empty, and lock it.
+
+        As a context it takes itself back where it is refused before its first status.
 
         Raises:
             Refused: the folder holds a run or anything else, or another process is creating it.
@@ -89,6 +92,7 @@ class RunDir:
             if found:
                 names = ", ".join(found[:3])
                 raise Refused(f"{path}: holds something else than a run ({names}); choose another folder")
+            run._is_new = True
             run._write_json("environment.json", {"run_id": os.urandom(8).hex(), "processes": []})
             write_whole(run.config_path, dump(config).encode())
         except BaseException:
@@ -318,7 +322,14 @@ class RunDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Refused) and self._is_new and self.status() is None:
+            self._take_back()
         self.close()
+
+    def _take_back(self) -> None:
+        """Remove what ``create`` wrote, so that the same command, corrected, starts the run; the lock's file stays."""
+        self.config_path.unlink()
+        (self.path / "environment.json").unlink()
 
     def _check_writable(self) -> None:
         assert self._lock is not None, "this run is only viewed; open it to write"

@@ -1,16 +1,17 @@
-"""The processes that train together; a lone one is a world of size 1, and exchanges nothing.
+"""The processes that work together; a lone one is a world of size 1, and exchanges nothing.
 
-torchrun starts them and says through the environment who they are. Each takes a consecutive part of every step's
-samples; what they have to tell each other is the gradient, once per step, and a few numbers. The first process, of rank
-0, is the one that writes.
+torchrun starts them and says through the environment who they are. When they train, each takes a consecutive part of
+every step's samples; what they have to tell each other is the gradient, once per step, and a few numbers. When they
+draw or measure, parts of the work are dealt out to them, and all are given what all have made. The first process, of
+rank 0, is the one that writes.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from lab.errors import ProcessLost
+
+Item = TypeVar("Item")
+Poll = Callable[[], None]
 
 BUCKET = 16 * 2**20  # numbers that are summed in one go: enough to fill the wire, little beside the model
 
@@ -81,15 +85,15 @@ class World:
         rank = self.rank if rank is None else rank
         return range(rank * batch // self.size, (rank + 1) * batch // self.size)
 
-    def beat(self, step: int) -> None:
-        """Say that this process has come to a step, for the message should it be lost.
+    def beat(self, place: str) -> None:
+        """Say that this process has come to a place, such as "step 3", for the message should it be lost.
 
         Raises:
             ProcessLost: the process that keeps what is said is gone.
         """
         if self._pulses is not None:
             with self._exchanging():
-                self._pulses.set(str(self.rank), str(step))
+                self._pulses.set(str(self.rank), place)
 
     def largest(self, number: int) -> int:
         """Give the largest of every process's number, to every process."""
@@ -109,6 +113,75 @@ class World:
             dist.broadcast(numbers, src=0)
         return int(numbers.item())
 
+    def fill_from_first(self, rows: Tensor, size: int, known: Mapping[int, Tensor]) -> list[int]:
+        """Fill rows (n, ...) on the CPU with those that the first process knows, on every process.
+
+        Args:
+            rows: of the same shape everywhere; changed.
+            size: of them are a part, fewer the last.
+            known: the rows of some parts, by the number of the part; the first process's count.
+
+        Returns:
+            The numbers of the parts that it does not know.
+        """
+        parts = rows.split(size)
+        is_missing = torch.ones(len(parts), dtype=torch.uint8)
+        for number, part in known.items():
+            parts[number].copy_(part)
+            is_missing[number] = 0
+        if self.size > 1:
+            with self._exchanging():
+                dist.broadcast(is_missing, src=0)
+                dist.broadcast(rows, src=0)
+        return [number for number, missing in enumerate(is_missing.tolist()) if missing]
+
+    def deal(
+        self,
+        parts: Sequence[Sequence[Item]],
+        make: Callable[[Sequence[Item]], Tensor],
+        nothing: Tensor,
+        what: str,
+        poll: Poll,
+    ) -> Iterator[Tensor]:
+        """Deal the parts of some work out to the processes, one to each at a time, and give all parts to all.
+
+        Args:
+            parts: the same on every process.
+            make: gives a row (...) on the CPU for each item of a part, the same on whichever process.
+            nothing: (0, ...), no rows of that kind.
+            what: is made, for the message should a process be lost.
+            poll: called when all that was dealt out is made and kept; what it raises ends the work.
+
+        Yields:
+            The rows of each part, in the order of the parts.
+
+        Raises:
+            torch.OutOfMemoryError: the memory of one of them ran out; on every process.
+            ProcessLost: one of them is gone.
+        """
+        for start in range(0, len(parts), self.size):
+            poll()
+            dealt, own = parts[start : start + self.size], start + self.rank
+            self.beat(f"part {own + 1} of {what}")
+            rows, failure = nothing, None
+            try:
+                if own < len(parts):
+                    rows = make(parts[own])
+            except torch.OutOfMemoryError as error:
+                failure = str(error)
+            if self.largest(int(failure is not None)):
+                raise torch.OutOfMemoryError(failure or "on another process")
+            counts = [*map(len, dealt), *[0] * (self.size - len(dealt))]
+            yield from self.gather_rows(rows, counts).split(counts[: len(dealt)])
+
+    def patient(self, poll: Poll) -> Poll:
+        """Give what may interrupt the making of a part: ``poll`` in a lone process, nothing in one of several.
+
+        When one of them dies, the launcher asks the others to stop; they come to their next exchange all the same, and
+        name it.
+        """
+        return poll if self.size == 1 else lambda: None
+
     def gather(self, values: Tensor, batch: int) -> Tensor:
         """Put what every process says of its share of a step's samples together, in the order of the samples.
 
@@ -119,8 +192,6 @@ class World:
         Returns:
             (batch, ...), the same on every process.
         """
-        if self.size == 1:
-            return values
         return self.gather_rows(values, [len(self.share(batch, rank)) for rank in range(self.size)])
 
     def join(self, rows: Tensor) -> tuple[Tensor, int]:
@@ -145,6 +216,8 @@ class World:
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Put (n, ...) rows of all processes together, of which process r has ``counts[r]``."""
+        if self.size == 1:
+            return rows
         padded = rows.new_zeros((max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
@@ -188,15 +261,15 @@ class World:
 
     def _behind(self) -> str:
         assert self._pulses is not None
-        steps = {}
+        places = {}
         for rank in range(self.size):
             try:
                 self._pulses.wait([str(rank)], timedelta(seconds=1))
-                steps[rank] = int(self._pulses.get(str(rank)))
-            except RuntimeError:  # the launcher's store is gone, or that process never came to a step
+                places[rank] = self._pulses.get(str(rank)).decode()
+            except RuntimeError:  # the launcher's store is gone, or that process never said where it is
                 continue
-        last = ", ".join(f"process {rank} at step {step}" for rank, step in steps.items() if rank != self.rank)
-        return f"; last seen: {last or 'none of them'}; the same command goes on from the newest checkpoint"
+        last = ", ".join(f"process {rank} at {place}" for rank, place in places.items() if rank != self.rank)
+        return f"; last seen: {last or 'none of them'}; the same command goes on from what is saved"
 
 
 class _Joined(torch.autograd.Function):

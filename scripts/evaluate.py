@@ -57,7 +57,10 @@ The same checkpoint and settings give the same figures, and are not measured twi
 theirs. Ctrl-C, SIGTERM and SIGUSR1 stop it soon; after them, and after a kill, the same command goes on: of a diffusion
 model, finished chunks of pictures wait in a folder beside the figures, ``*.drawn``, which is removed when these are
 written. Where memory runs out, all figures are measured with half the chunk, and are those of the smaller --chunk,
-under its name.
+under its name. Several processes, one for each GPU, draw and describe the pictures of a diffusion model together, and
+give the same figures (docs/cluster.md):
+
+    torchrun --standalone --nproc-per-node 8 -- scripts/evaluate.py runs/demo --num 5000
 """
 
 import argparse
@@ -85,13 +88,16 @@ def main(argv: Sequence[str]) -> int:
     if options.run is None:
         parser.error("name a run, or --selftest")
     from lab.errors import Refused
+    from scripts.assembly import experiments
     from scripts.evaluation import evaluating
 
     if options.json and options.json.exists():
         raise Refused(f"--json {options.json} exists: name another file, or move it away")
-    path, told = evaluating.evaluate(options)
-    print(told)
-    print(path)
+    with experiments.together(options.run) as world:
+        path, told = evaluating.evaluate(options, world)
+        if world.is_first:
+            print(told)
+            print(path)
     return 0
 
 

@@ -23,21 +23,43 @@ their end. What the verifier selected and then judges is no evidence of quality,
 Ctrl-C, SIGTERM and SIGUSR1 stop within a step of the sampler and keep the finished pictures; after them, and after a
 kill or a crash, the same command draws only what is missing. Where memory runs out, the rest is drawn with half the
 chunk. The chunk is a part of the recipe, so these are the pictures that the smaller --chunk gives, under its names; the
-same command tries its own chunk again first. One process at a time draws into a folder.
+same command tries its own chunk again first. One job at a time draws into a folder. Several processes, one for each
+GPU, share the chunks out and draw the same pictures (docs/cluster.md):
+
+    torchrun --standalone --nproc-per-node 8 -- scripts/sample.py runs/demo --prompts-file prompts.txt --num 16
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.interface import settings
 from scripts.interface.entry import EXIT_CODES, run
+
+if TYPE_CHECKING:
+    from lab.world import World
 
 
 def main(argv: Sequence[str]) -> int:
     """Draw; see the module's text."""
     options = _parser().parse_args(argv)
+    from lab.errors import Refused
+    from scripts.assembly import experiments
+    from scripts.interface import gallery
+
+    if options.reject and not options.best_of:
+        raise Refused("--reject gives up candidates of --best-of N: name N, or leave it out")
+    prompts = gallery.read_prompts(options.prompts, options.prompts_file)
+    with experiments.together(options.run) as world:
+        if options.best_of and world.size > 1:
+            raise Refused("--best-of is drawn by one process: leave torchrun out")
+        _draw(options, prompts, world)
+    return 0
+
+
+def _draw(options: argparse.Namespace, prompts: Sequence[str], world: "World") -> None:
     from diffusion.pipeline import Request
     from lab.errors import Refused
     from lab.training.signals import Stopper
@@ -45,10 +67,7 @@ def main(argv: Sequence[str]) -> int:
     from scripts.interface import gallery
     from scripts.selection import judges, selecting
 
-    if options.reject and not options.best_of:
-        raise Refused("--reject gives up candidates of --best-of N: name N, or leave it out")
-    prompts = gallery.read_prompts(options.prompts, options.prompts_file)
-    trained = drawing.trained(options.run, options.checkpoint, options.weights)
+    trained = drawing.trained(options.run, options.checkpoint, options.weights, world)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
     trained = drawing.with_variance(trained, sampling)
     if options.size:
@@ -69,13 +88,12 @@ def main(argv: Sequence[str]) -> int:
             print(f"{told}; {gallery.show(pictures, out, columns)}")
             for warning in plan.panel.warnings(prompts):
                 print(warning, file=sys.stderr)
-        return 0
+        return
     pictures = gallery.wanted(trained, prompts, options.num, options.seed, options.negative, sampling)
-    with Stopper().listening() as stopper, gallery.alone(out):
+    with Stopper().listening() as stopper, gallery.alone(out, world):
         pictures, drawn = gallery.draw(trained, pictures, options.seed, sampling, out, stopper.check)
-        sheet = gallery.show(pictures, out, columns)
-    print(f"{drawn} drawn, {len(pictures) - drawn} there already; {sheet}")
-    return 0
+        if world.is_first:
+            print(f"{drawn} drawn, {len(pictures) - drawn} there already; {gallery.show(pictures, out, columns)}")
 
 
 def _parser() -> argparse.ArgumentParser:

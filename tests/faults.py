@@ -334,6 +334,7 @@ def serve(orders: Iterator[str]) -> None:
         importlib.import_module(name)
     if importlib.util.find_spec("matplotlib"):
         importlib.import_module("matplotlib.backends.backend_agg")
+        importlib.import_module("matplotlib.figure")
 
     from lab.text.clip import _tokenizer
 

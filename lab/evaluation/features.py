@@ -11,7 +11,7 @@ import functools
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, final
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lab.cache import TensorCache
 from lab.errors import BadData, Refused
+from lab.world import ALONE, World
 
 CHUNK = 8  # images per pass: 4 to 8 are fastest on a CPU
 Lite = Literal["lite0", "lite1", "lite2"]
@@ -77,14 +78,17 @@ def extract(images: Iterable[Tensor], extractor: Extractor, *, chunk: int = CHUN
     return torch.cat(features)
 
 
-def described(images: Tensor, extractor: Extractor, folder: Path, poll: Callable[[], None]) -> Tensor:
+def described(
+    images: Tensor, extractor: Extractor, folder: Path, poll: Callable[[], None], world: World = ALONE
+) -> Tensor:
     """Describe images, each of them once for ever: what was described before is read from a cache, by its content.
 
     Args:
-        images: (n, 3, H, W) uint8 RGB, n at least 1.
+        images: (n, 3, H, W) uint8 RGB, n at least 1; the same on every process.
         extractor: what describes them.
         folder: of caches, one per extractor; finished features are in it also when this is interrupted.
         poll: called between passes.
+        world: the processes that share the passes out; the first alone reads and writes the cache.
 
     Returns:
         (n, width) float32 on the CPU, equal to what ``extract`` gives.
@@ -93,21 +97,38 @@ def described(images: Tensor, extractor: Extractor, folder: Path, poll: Callable
         Refused, ValueError: as from ``extract``.
         StorageFailed: the disk of the cache is full or refuses.
     """
-    identity = json.dumps([extractor.name, extractor.weights_sha256, extractor.resize])
-    cache = TensorCache(folder / hashlib.sha256(identity.encode()).hexdigest()[:32])
-    names = [content(image) for image in images]
-    missing = {name: image for name, image in zip(names, images, strict=True) if name not in cache}
-    order, parts = list(missing), (torch.stack(few) for few in _few(list(missing.values()), CHUNK))
-    try:
-        for number, features in enumerate(_passes(parts, extractor, CHUNK, progress=True)):
-            cache.add(dict(zip(order[number * CHUNK :], features.split(1), strict=False)))
-            poll()
-    finally:
-        cache.flush()
-    if not names:
+    if not len(images):
         raise Refused(f"no images for {extractor.name} to describe: a distance needs images in both sets")
-    found = [cache.get(name) for name in names]
-    return torch.cat([row for row in found if row is not None])
+    names = [content(image) for image in images]
+    distinct = dict(zip(names, images, strict=True))
+    place_of = {name: place for place, name in enumerate(distinct)}
+    cache = _cache(folder, extractor) if world.is_first else None
+    found = {place: cache.get(name) for name, place in place_of.items()} if cache is not None else {}
+    rows, order = torch.zeros(len(distinct), extractor.width), list(distinct)
+    known = {place: row for place, row in found.items() if row is not None}
+    missing = [order[place] for place in world.fill_from_first(rows, 1, known)]
+    parts = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
+
+    def describe(part: Sequence[str]) -> Tensor:
+        return next(_passes([torch.stack([distinct[name] for name in part])], extractor, CHUNK, progress=False))
+
+    made = zip(parts, world.deal(parts, describe, rows[:0], extractor.name, poll), strict=True)
+    try:
+        for part, features in tqdm(
+            made, desc=extractor.name, unit="pass", total=len(parts), disable=not world.is_first
+        ):
+            rows[[place_of[name] for name in part]] = features
+            if cache is not None:
+                cache.add(dict(zip(part, features.split(1), strict=True)))
+    finally:
+        if cache is not None:
+            cache.flush()
+    return rows[[place_of[name] for name in names]]
+
+
+def _cache(folder: Path, extractor: Extractor) -> TensorCache:
+    identity = json.dumps([extractor.name, extractor.weights_sha256, extractor.resize])
+    return TensorCache(folder / hashlib.sha256(identity.encode()).hexdigest()[:32])
 
 
 def content(images: Tensor) -> str:
@@ -131,11 +152,6 @@ def _passes(images: Iterable[Tensor], extractor: Extractor, chunk: int, progress
             padding = part[-1:].expand(chunk - len(part), -1, -1, -1)
             yield extractor(torch.cat((part, padding)))[: len(part)].cpu()
             bar.update(len(part))
-
-
-def _few(images: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
 
 
 def _rechunk(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -256,7 +256,7 @@ class Trainer:
 
     def _make_step(self, window: Sequence[Batch]) -> None:
         """Update every player on this process's samples of the step, then what follows the players."""
-        self.runtime.world.beat(self.step)
+        self.runtime.world.beat(f"step {self.step}")
         samples: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         all_made = True

@@ -20,6 +20,7 @@ from lab.experiment import Experiment
 from lab.images import Shape
 from lab.rundir import RunDir
 from lab.storage import write_whole
+from lab.world import ALONE, World
 from scripts.assembly import saved
 from scripts.assembly.assemble import diffusion_stage
 from scripts.assembly.experiments import TextToImageExperiment, text_to_image
@@ -51,8 +52,8 @@ class Trained:
     upscalers: tuple[Upscaler, ...] = ()
 
 
-def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Trained:
-    """Load a run's model, ready to draw; see ``saved.read``.
+def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema", world: World = ALONE) -> Trained:
+    """Load a run's model, ready to draw in one process or in several; see ``saved.read``.
 
     Raises:
         Refused: as from ``saved.read``, or the weights do not fit the run's own configuration.
@@ -60,7 +61,7 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
     """
     found = saved.read(path, checkpoint_name, weights)
     experiment = text_to_image(found.experiment, path)
-    runtime = runtimes.start(experiment.runtime)
+    runtime = runtimes.start(experiment.runtime, world)
     made = diffusion_stage(experiment, runtime)
     found.fill(made.players)
     model = runtime.place(made.players["model"]).eval()
@@ -73,7 +74,8 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
     What was measured becomes a part of the origin, and so of every recipe.
 
     Raises:
-        Refused: the run was trained with offset noise, for which it is not made.
+        Refused: the run was trained with offset noise, for which it is not made; or it is not measured yet, which one
+            process does.
         BadData: the file of the measurement is spoilt.
     """
     if sampling.variance != "optimal":
@@ -83,6 +85,10 @@ def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:
         raise Refused("variance optimal is for white noise, and this run has loss.offset_noise: take upper or lower")
     path = trained.run.path / f"variance-{trained.origin['checkpoint']}-{trained.origin['weights']}.json"
     if not path.exists():
+        if pipeline.runtime.world.size > 1:
+            raise Refused(
+                "variance optimal is measured at its first use, by one process: draw a picture without torchrun"
+            )
         loader, size = Loader(source(experiment.data), experiment.seed), VARIANCE_BATCH
         starts = tqdm(range(0, VARIANCE_SAMPLES, size), desc="optimal variance, measured once", unit="batch")
         batches = (loader.batch(range(start, start + size)) for start in starts)

@@ -14,7 +14,9 @@ from lab.data.collection import PictureSet
 from lab.data.shapes import ShapesConfig
 from lab.errors import Refused
 from lab.experiment import Experiment
+from lab.rundir import RunDir
 from lab.scorer.stage import ScorerConfig
+from lab.world import World
 from superres.cascade_stage import CascadeConfig
 from superres.fast_stage import FastStageConfig
 from superres.stage import GrownConfig
@@ -51,6 +53,16 @@ def load(path: Path, overrides: Sequence[str]) -> AnyExperiment:
             "of data.kind=shapes alone: set it to 0"
         )
     return experiment
+
+
+def together(run: Path) -> World:
+    """Meet the other processes that draw from a run or measure it, if torchrun started some.
+
+    Raises:
+        Refused: it is no run.
+        ProcessLost: as from ``World.connect``.
+    """
+    return World.connect(load(RunDir.view(run).config_path, []).runtime.timeout_s)
 
 
 def check_buckets(experiment: AnyExperiment) -> None:

@@ -19,6 +19,7 @@ from lab.images import save_png
 from lab.rundir import RunDir
 from lab.storage import write_whole
 from lab.training.signals import Stopper
+from lab.world import ALONE, World
 from scripts.assembly import drawing, enlarging, experiments, saved
 from scripts.assembly.drawing import Trained
 from scripts.evaluation import guidance_curve, heldout, measure, panel, pictures_lab, scorer_lab, upscaling_lab, vae_lab
@@ -29,18 +30,30 @@ from scripts.selection import judges, selecting, selection_curve
 LABS = {"vae": vae_lab, "fast": upscaling_lab, "cascade": upscaling_lab, "scorer": scorer_lab}  # by the kind of stage
 Kept = tuple[Path, str]
 """The file of figures, and what they tell in words."""
+Figures = tuple[Path, dict[str, Any]]
+"""The file, and what is in it."""
 Make = Callable[[SamplingConfig, Path, Path, Stopper], None]
-"""Measure with these settings, write the file of figures; what is drawn on the way is kept in the folder."""
+"""Measure with these settings, write the file of figures; what is drawn on the way is kept in the folder. Of several
+processes each measures, on the pictures and features of all, and the first writes."""
 
 
-def evaluate(options: Namespace) -> Kept:
+def evaluate(options: Namespace, world: World) -> Kept:
     """Measure what there is to measure of a run, unless it was measured before.
 
+    Args:
+        options: of scripts/evaluate.py.
+        world: the processes that share the work out; all are given what the first has written.
+
     Raises:
-        Refused: too few pictures, settings that do not go with the run, or something that is not installed.
+        Refused: too few pictures, settings that do not go with the run, something that is not installed, or several
+            processes for what one does.
     """
     experiment = experiments.load(RunDir.view(options.run).config_path, [])
-    if not isinstance(experiment.stage, TextToImageConfig):
+    is_drawn = isinstance(experiment.stage, TextToImageConfig)
+    if world.size > 1 and (options.best_of or not is_drawn):
+        what = "--best-of" if is_drawn else f"{options.run} trains {experiments.SUBJECTS[experiment.stage.kind]}, which"
+        raise Refused(f"{what} is measured by one process: leave torchrun out")
+    if not is_drawn:
         if options.best_of:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
         return _of_pictures(options, LABS[experiment.stage.kind])
@@ -48,30 +61,33 @@ def evaluate(options: Namespace) -> Kept:
     if isinstance(options.guidance, tuple) and (options.best_of or options.variance == "optimal"):
         raise Refused("--guidance with several scales goes with neither --best-of nor --variance optimal")
     if options.best_of:
-        return _of_selection(options, *_drawing(options))
+        return _of_selection(options, *_drawing(options, world))
     for flag in ("judge", "reject"):
         if getattr(options, flag):
             raise Refused(f"--{flag} goes with --best-of N,N: name the numbers of candidates, or leave it out")
-    asked = panel.choose(options, is_shapes=is_shapes)
+    asked = panel.choose(options, is_shapes=is_shapes, world=world)
     what, least = ("prompts per kind", 10) if is_shapes else ("captions", 20)
     _check_num(options, what, least, with_networks=bool(asked.extractors))
     if isinstance(options.guidance, tuple):
         return _of_guidance(options, asked)
-    return (_of_prompts if is_shapes else _of_captions)(options, *_drawing(options), asked)
+    path, figures = (_of_prompts if is_shapes else _of_captions)(options, *_drawing(options, world), asked)
+    return path, (measure if is_shapes else pictures_lab).table(figures)
 
 
-def _drawing(options: Namespace) -> tuple[Trained, SamplingConfig]:
+def _drawing(options: Namespace, world: World) -> tuple[Trained, SamplingConfig]:
     """The model, and how it draws."""
-    trained = drawing.trained(options.run, options.checkpoint, options.weights)
+    trained = drawing.trained(options.run, options.checkpoint, options.weights, world)
     sampling = drawing.sampling(trained.experiment, settings.asked(options))
     return drawing.with_variance(trained, sampling), sampling
 
 
-def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Kept:
+def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Figures:
     """Whether the prompts of the Shapes are obeyed."""
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
         found = measure.everything(trained, sampling, options.num, kept, stopper.check, asked)
+        if not asked.world.is_first:
+            return
         for kind, images in found.images.items():
             for index, image in enumerate(images):
                 save_png(outcomes.picture_of(path, kind, index), image)
@@ -80,23 +96,22 @@ def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, 
         _write(path, found.figures)
 
     what = {"num": options.num, **asked.identity}
-    path = _once(options, "evaluation", [trained.origin, what], sampling, make)
-    return path, measure.table(json.loads(path.read_text()))
+    return _once(options, "evaluation", [trained.origin, what], sampling, make, asked.world)
 
 
-def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Kept:
+def _of_captions(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Figures:
     """How pictures of captions are like those of the data."""
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
         draw = partial(measure.draw, trained, sampling, kept, stopper.check)
         data, poll = trained.experiment.data, stopper.check
         figures, sheets = pictures_lab.everything(data, options.num, draw, asked, kept, poll)
-        _save_sheets(path, sheets)
-        _write(path, {"origin": dict(trained.origin), "sampling": sampling.model_dump(mode="json"), **figures})
+        if asked.world.is_first:
+            _save_sheets(path, sheets)
+            _write(path, {"origin": dict(trained.origin), "sampling": sampling.model_dump(mode="json"), **figures})
 
     what = {"num": options.num, **asked.identity}
-    path = _once(options, "evaluation", [trained.origin, what], sampling, make)
-    return path, pictures_lab.table(json.loads(path.read_text()))
+    return _once(options, "evaluation", [trained.origin, what], sampling, make, asked.world)
 
 
 def _of_selection(options: Namespace, trained: Trained, sampling: SamplingConfig) -> Kept:
@@ -117,8 +132,7 @@ def _of_selection(options: Namespace, trained: Trained, sampling: SamplingConfig
         _write(path, selection_curve.quality(selector, texts, sizes, judge, kept))
 
     what = [dict(trained.origin), sizes, plan.panel.facts, judge and judge.facts, options.reject, list(texts)]
-    path = _once(options, "best-of", what, sampling, make)
-    found = json.loads(path.read_text())
+    path, found = _once(options, "best-of", what, sampling, make, ALONE)
     drawn = plotting.draw(selection_curve.plots(found), path.with_suffix(".png"))
     warnings = [line for panel in (plan.panel, judge) if panel for line in panel.warnings(texts)]
     told = [selection_curve.table(found, len(texts)), *warnings, drawn]
@@ -127,22 +141,27 @@ def _of_selection(options: Namespace, trained: Trained, sampling: SamplingConfig
 
 def _of_guidance(options: Namespace, asked: Panel) -> Kept:
     """The figures over scales of guidance: one evaluation of each, kept as any other, and curves of them all."""
-    trained, scales = drawing.trained(options.run, options.checkpoint, options.weights), options.guidance
+    trained = drawing.trained(options.run, options.checkpoint, options.weights, asked.world)
+    scales = options.guidance
     one = _of_prompts if isinstance(trained.experiment.data, ShapesConfig) else _of_captions
     points = []
     for scale in scales:
         own = Namespace(**{**vars(options), "guidance": scale})
         own.json = options.json and options.json.with_name(f"{options.json.stem}-{scale:g}.json")
-        path, _ = one(own, trained, drawing.sampling(trained.experiment, settings.asked(own)), asked)
-        points.append({"guidance": scale, **json.loads(path.read_text())})
+        _, figures = one(own, trained, drawing.sampling(trained.experiment, settings.asked(own)), asked)
+        points.append({"guidance": scale, **figures})
     path = options.json or options.run / f"guidance-{gallery.digest(points)}.json"
-    _write(path, {"scales": list(scales), "points": points})
-    drawn = plotting.draw(guidance_curve.plots(points), path.with_suffix(".png"))
-    return path, "\n".join([guidance_curve.table(points), drawn])
+    told = [guidance_curve.table(points)]
+    if asked.world.is_first:
+        _write(path, {"scales": list(scales), "points": points})
+        told.append(plotting.draw(guidance_curve.plots(points), path.with_suffix(".png")))
+    return path, "\n".join(told)
 
 
-def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingConfig, make: Make) -> Path:
-    """Measure unless the file is there, in smaller chunks where memory runs out; give the file."""
+def _once(
+    options: Namespace, title: str, what: list[Any], sampling: SamplingConfig, make: Make, world: World
+) -> Figures:
+    """Measure unless the file is there, in smaller chunks where memory runs out; give what the first process wrote."""
     folder = options.json.parent if options.json else options.run
     kept: list[Path] = []
 
@@ -150,15 +169,18 @@ def _once(options: Namespace, title: str, what: list[Any], sampling: SamplingCon
         name = f"{title}-{gallery.digest([*what, sampling.model_dump(mode='json')])}"
         path: Path = options.json or folder / f"{name}.json"
         kept.append(folder / f"{name}.drawn")
-        if not path.exists():
+        if not world.from_first(path.exists()):
             make(sampling, path, kept[-1], stopper)
         return path
 
     with Stopper().listening() as stopper:
         path = within_memory(complete, sampling)
-    for folder in kept:
-        shutil.rmtree(folder, ignore_errors=True)
-    return path
+    written = ""
+    if world.is_first:
+        written = path.read_text()
+        for folder in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    return path, json.loads(world.gather_text(written)[0])
 
 
 def _of_pictures(options: Namespace, lab: Any) -> Kept:

@@ -137,26 +137,38 @@ def table(figures: Mapping[str, Any]) -> str:
 def draw(
     trained: Trained, sampling: SamplingConfig, kept: Path, poll: Poll, requests: Sequence[Request], what: str
 ) -> Tensor:
-    """Draw pictures as a PNG would hold them: (n, 3, H, W) in [-1, 1] in steps of 2/255.
+    """Draw pictures as a PNG would hold them: (n, 3, H, W) in [-1, 1] in steps of 2/255, the same on every process.
+
+    Processes share the chunks out; the first alone reads and writes the folder.
 
     Args:
         trained, sampling, kept, poll: as of ``everything``.
         requests: what is wanted.
         what: for the progress bar.
     """
-    recipe, chunks = gallery.recipe(trained, PROMPT_SEED, sampling), []
-    with tqdm(total=len(requests), unit="picture", desc=what) as bar:
-        for start in range(0, len(requests), sampling.chunk):
-            chunk = requests[start : start + sampling.chunk]
-            path = kept / f"{gallery.digest([recipe, chunk])}.safetensors"
-            if not path.exists():
-                (images,) = trained.pipeline.draw(chunk, PROMPT_SEED, sampling, poll)
-                write_whole(
-                    path, save({"images": to_uint8(images).contiguous()})
-                )  # whatever the memory layout of the run
-            chunks.append(load(path.read_bytes())["images"])
-            bar.update(len(chunk))
-    return from_uint8(torch.cat(chunks))
+    recipe, pipeline = gallery.recipe(trained, PROMPT_SEED, sampling), trained.pipeline
+    world, images = (
+        pipeline.runtime.world,
+        torch.zeros(len(requests), 3, pipeline.size, pipeline.size, dtype=torch.uint8),
+    )
+    chunks = [requests[start : start + sampling.chunk] for start in range(0, len(requests), sampling.chunk)]
+    paths = [kept / f"{gallery.digest([recipe, chunk])}.safetensors" for chunk in chunks]
+    known = {k: load(path.read_bytes())["images"] for k, path in enumerate(paths) if world.is_first and path.exists()}
+    missing = world.fill_from_first(images, sampling.chunk, known)
+
+    def make(chunk: Sequence[Request]) -> Tensor:
+        (drawn,) = pipeline.draw(chunk, PROMPT_SEED, sampling, world.patient(poll))
+        return to_uint8(drawn).contiguous()  # whatever the memory layout of the run
+
+    dealt = world.deal([chunks[k] for k in missing], make, images[:0], repr(what), poll)
+    with tqdm(total=len(requests), unit="picture", desc=what, disable=not world.is_first) as bar:
+        bar.update(sum(map(len, known.values())))
+        for number, drawn in zip(missing, dealt, strict=True):
+            if world.is_first:
+                write_whole(paths[number], save({"images": drawn}))
+            images.split(sampling.chunk)[number].copy_(drawn)
+            bar.update(len(drawn))
+    return from_uint8(images)
 
 
 def _polled(items: Iterable[_Item], poll: Poll) -> Iterator[_Item]:

@@ -19,6 +19,7 @@ from lab.evaluation.features import EfficientNetLite0, Extractor, content, descr
 from lab.evaluation.figure import torch_fidelity
 from lab.evaluation.inception import Inception
 from lab.explanation import nearest
+from lab.world import ALONE, World
 
 Metric = Literal["prompt", "word_order", "memorization", "clip"] | likeness.Metric
 METRICS: tuple[Metric, ...] = tuple(name for part in get_args(Metric) for name in get_args(part))
@@ -45,12 +46,14 @@ class Panel:
         networks: which network a metric is read from, where it is from one.
         extractors: those networks.
         cache: a folder that keeps the features of the data.
+        world: the processes that share the passes of the networks out.
     """
 
     metrics: frozenset[Metric]
     networks: Mapping[Metric, str]
     extractors: Mapping[str, Extractor]
     cache: Path
+    world: World = ALONE
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -60,10 +63,14 @@ class Panel:
         }
         return {"metrics": sorted(self.metrics), "extractors": told}
 
+    def described(self, images: Tensor, extractor: Extractor, folder: Path, poll: Poll) -> Tensor:
+        """Describe (n, 3, H, W) bytes as (n, width) features, on every process; see ``lab.evaluation.features``."""
+        return described(images, extractor, folder, poll, self.world)
+
     def likeness(
         self, pictures: Tensor, captions: Sequence[str], reference: Tensor, kept: Path, poll: Poll
     ) -> dict[str, list[dict[str, Any]]]:
-        """Measure pictures against a reference set and against their captions.
+        """Measure pictures against a reference set and against their captions; several processes do so together.
 
         Args:
             pictures: (n, 3, H, W) uint8.
@@ -83,10 +90,10 @@ class Panel:
                 "resize": extractor.resize,
                 "reference_sha256": content(reference),
             }
-            a = described(pictures, extractor, kept / "features", poll)
+            a = self.described(pictures, extractor, kept / "features", poll)
             sections = {}
             if of_both := [name for name in get_args(likeness.Metric) if name in asked]:
-                b = described(reference, extractor, self.cache, poll)
+                b = self.described(reference, extractor, self.cache, poll)
                 sections = likeness.likeness(of_both, a, b, extractor.name)
             if "clip" in asked:
                 assert isinstance(extractor, Clip)
@@ -116,7 +123,7 @@ def of_shapes() -> Panel:
     return choose(Namespace(metrics=None, no_distances=False, cache=Path("data/cache/features")), is_shapes=True)
 
 
-def choose(options: Namespace, *, is_shapes: bool) -> Panel:
+def choose(options: Namespace, *, is_shapes: bool, world: World = ALONE) -> Panel:
     """Read --metrics and the flags beside it, and load what it takes.
 
     Raises:
@@ -141,7 +148,7 @@ def choose(options: Namespace, *, is_shapes: bool) -> Panel:
     if any(name in networks for name in metrics.intersection(get_args(likeness.Metric))):
         torch_fidelity("metric_kid")  # rather missed now than after the pictures are drawn
     kinds = sorted({networks[name] for name in metrics if name in networks})
-    return Panel(metrics, networks, {kind: _load(kind, options) for kind in kinds}, options.cache)
+    return Panel(metrics, networks, {kind: _load(kind, options) for kind in kinds}, options.cache, world)
 
 
 def _read(text: str) -> frozenset[Metric]:

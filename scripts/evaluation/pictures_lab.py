@@ -11,7 +11,6 @@ from torch import Tensor
 from diffusion.pipeline import Request
 from lab.data.sources import AnyData
 from lab.evaluation.distances import NUM_GROUPS
-from lab.evaluation.features import described
 from lab.evaluation.intervals import wilson
 from lab.evaluation.memorization import LEAST, Memorization, Neighbours, memorization, nearest
 from lab.images import from_uint8, grid, to_uint8
@@ -100,7 +99,7 @@ def _spaces(asked: Panel, poll: Poll) -> dict[str, Callable[[Tensor, Path], Tens
         return {}
     spaces: dict[str, Callable[[Tensor, Path], Tensor]] = {"pixels": lambda images, _: _thumbnails(images)}
     if extractor := asked.extractors.get("lite0"):
-        spaces[extractor.name] = lambda images, folder: described(images, extractor, folder, poll)
+        spaces[extractor.name] = lambda images, folder: asked.described(images, extractor, folder, poll)
     return spaces
 
 

@@ -5,17 +5,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.pipeline import Poll, Request, SamplingConfig, within_memory
 from lab.environment import versions
 from lab.errors import BadData, Refused
-from lab.images import grid, read_image, save_png
+from lab.images import from_uint8, grid, read_image, save_png, to_uint8
 from lab.lock import Lock
 from lab.storage import sweep, write_whole
+from lab.world import ALONE, World
 from scripts.assembly.drawing import Trained
 from superres.pipeline import enlarged
 
@@ -97,12 +100,17 @@ def recipe(trained: Trained, seed: int, sampling: SamplingConfig) -> dict[str, o
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def alone(out: Path, world: World = ALONE) -> Iterator[None]:
     """Be the one process that writes to a folder of pictures, freed of what a killed one left half-written.
+
+    Of several that work together that is the first.
 
     Raises:
         Refused: another process is writing to it.
     """
+    if not world.is_first:
+        yield
+        return
     lock = Lock(out / ".lock")
     try:
         sweep(out)
@@ -117,6 +125,7 @@ def draw(
     """Draw the pictures that are not there yet, and save each as soon as its chunk is done.
 
     However this ends, short of SIGKILL, the index then lists what is there; after a SIGKILL the next call does it.
+    Several processes share the chunks out, of which the first knows what is there and saves.
     Where memory runs out, what is still missing becomes pictures of a smaller chunk: other recipes, other files.
 
     Args:
@@ -131,30 +140,52 @@ def draw(
     Raises:
         OutOfMemory: a single picture is too much.
     """
-    found, drawn = list(pictures), 0
+    found, drawn, world = list(pictures), 0, trained.pipeline.runtime.world
     _read_index(out / "index.jsonl")
 
     def complete(sampling: SamplingConfig) -> None:
         nonlocal found, drawn
-        smaller = {"sampling": sampling.model_dump(mode="json")}
-        found = [p if (out / p.name).exists() else Picture(p.request, {**p.recipe, **smaller}) for p in found]
-        missing = [picture for picture in found if not (out / picture.name).exists()]
-        waiting = iter(missing)
-        with tqdm(total=len(missing), unit="picture", desc="sample", disable=not missing) as bar:
-            requests = [picture.request for picture in missing]
-            drawn_now = trained.pipeline.draw(requests, seed, sampling, poll)
-            for images in enlarged(drawn_now, trained.upscalers, requests, seed, poll):
-                for image in images:
-                    picture = next(waiting)
-                    save_png(out / picture.name, image, {"recipe": json.dumps(picture.recipe, sort_keys=True)})
+        smaller, there = {"sampling": sampling.model_dump(mode="json")}, _there(found, out, world)
+        found = [p if p.name in there else Picture(p.request, {**p.recipe, **smaller}) for p in found]
+        there = _there(found, out, world)
+        missing = [picture for picture in found if picture.name not in there]
+        chunks = [missing[start : start + sampling.chunk] for start in range(0, len(missing), sampling.chunk)]
+        with tqdm(total=len(missing), unit="picture", desc="sample", disable=not (missing and world.is_first)) as bar:
+            for chunk, images in zip(chunks, _chunks(trained, chunks, seed, sampling, poll), strict=True):
+                for picture, image in zip(chunk, from_uint8(images), strict=True):
+                    if world.is_first:
+                        save_png(out / picture.name, image, {"recipe": json.dumps(picture.recipe, sort_keys=True)})
                     drawn += 1
                     bar.update()
 
     try:
         within_memory(complete, sampling)
     finally:
-        enter(found, out)
+        if world.is_first:
+            enter(found, out)
     return found, drawn
+
+
+def _there(pictures: Sequence[Picture], out: Path, world: World) -> set[str]:
+    """The names of the pictures that are there, as the first process sees it."""
+    names = [picture.name for picture in pictures if (out / picture.name).exists()]
+    return set(world.gather_text("\n".join(names))[0].split())
+
+
+def _chunks(
+    trained: Trained, chunks: Sequence[Sequence[Picture]], seed: int, sampling: SamplingConfig, poll: Poll
+) -> Iterator[Tensor]:
+    """Draw chunks of pictures and let them pass the upscalers: (k, 3, H, W) bytes each, on every process."""
+    pipeline, world = trained.pipeline, trained.pipeline.runtime.world
+    inner, side = world.patient(poll), pipeline.size * prod(each.factor for each in trained.upscalers)
+
+    def make(chunk: Sequence[Picture]) -> Tensor:
+        requests = [picture.request for picture in chunk]
+        drawn = pipeline.draw(requests, seed, sampling, inner)
+        (images,) = enlarged(drawn, trained.upscalers, requests, seed, inner)
+        return to_uint8(images).contiguous()
+
+    return world.deal(chunks, make, torch.empty(0, 3, side, side, dtype=torch.uint8), "the pictures", poll)
 
 
 def enter(pictures: Sequence[Picture], out: Path) -> None:

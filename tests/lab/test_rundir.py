@@ -66,6 +66,17 @@ def test_a_configuration_that_is_refused_is_taken_back(path: Path) -> None:
         assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
+def test_a_run_that_is_refused_before_its_first_status_is_taken_back(path: Path) -> None:
+    with pytest.raises(Refused, match="no"), RunDir.create(path, Config()):
+        raise Refused("no")
+    assert [entry.name for entry in path.iterdir()] == [".lock"]
+    with RunDir.create(path, Config()) as run:
+        run.set_status("running", 0, 0)
+    with pytest.raises(Refused, match="no"), RunDir.open(path):
+        raise Refused("no")
+    assert RunDir.is_run(path)
+
+
 def test_ids_differ(tmp_path: Path) -> None:
     ids = set()
     for name in "abc":

@@ -5,7 +5,7 @@ import torch
 
 from lab import world as module
 from lab.errors import ProcessLost
-from lab.world import World, _buckets
+from lab.world import ALONE, World, _buckets
 
 
 @pytest.mark.parametrize(("batch", "size"), [(8, 1), (8, 2), (7, 2), (101, 4), (3, 3)])
@@ -22,10 +22,21 @@ def test_a_lone_process_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         assert (world.rank, world.size, world.is_first) == (0, 1, True)
         values = torch.arange(3.0)
         world.sum_([values])
-        world.beat(3)
+        world.beat("step 3")
         assert world.gather(values, 3) is values
         assert (world.largest(5), world.from_first(6)) == (5, 6)
     assert not torch.distributed.is_initialized()
+
+
+def test_a_lone_process_makes_every_part_that_is_not_known_and_may_be_stopped_between_them() -> None:
+    rows, polls = torch.zeros(5, 2), []
+    missing = ALONE.fill_from_first(rows, 2, {1: torch.full((2, 2), 7.0)})
+    assert missing == [0, 2]
+    assert rows.tolist() == [[0, 0], [0, 0], [7, 7], [7, 7], [0, 0]]
+    parts = [[1.0, 2.0], [3.0]]
+    dealt = ALONE.deal(parts, lambda part: torch.tensor(part)[:, None], rows[:0], "numbers", lambda: polls.append(1))
+    assert [made.tolist() for made in dealt] == [[[1.0], [2.0]], [[3.0]]]
+    assert len(polls) == 2
 
 
 def test_buckets_hold_tensors_of_one_type_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,4 +68,4 @@ def test_a_pulse_that_nobody_keeps_is_an_expected_failure() -> None:
     world = World(1, 2)
     world._pulses = Gone()  # type: ignore[assignment]
     with pytest.raises(ProcessLost, match=r"process 1 lost the others \(Broken pipe\); last seen: none of them"):
-        world.beat(3)
+        world.beat("step 3")

@@ -127,6 +127,7 @@ def test_prepared_latents_are_read_and_never_computed_again(script: Scripts, pre
     assert "latent cache: 18 images, 0 of them new" in again.out
 
 
+@pytest.mark.slow
 def test_a_published_autoencoder_that_moved_is_gone_on_with_and_another_is_not(
     script: Scripts, preset: Path, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_run_whose_configuration_was_changed_by_hand_is_not_drawn_from(
     assert f"the checkpoint does not fit {run / 'config.yaml'} (model.text." in line
 
 
+@pytest.mark.slow
 def test_two_processes_begin_with_the_same_weights(script: Scripts, reference: Path, tmp_path: Path) -> None:
     words = (TINY, *EXACT, f"train.init_from={reference}:raw", "--run")
     for name, size in (("one", 1), ("two", 2)):

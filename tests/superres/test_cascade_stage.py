@@ -123,6 +123,7 @@ def test_charts_say_what_the_loss_weighs() -> None:
     assert stage().charts().keys() == {"effective_weight"}
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     """More than that most details are nothing: 0.54 of the loss at birth is left; without a rate all of it."""
     config = CascadeConfig(factor=2, unet=NETWORK, detail=0.1, crop=16, caption_drop=1.0, parameterization=X0())

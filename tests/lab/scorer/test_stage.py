@@ -169,8 +169,9 @@ def test_when_memory_runs_out_no_step_is_made_in_smaller_passes(stage: ScorerSta
         made("model", [batch], 0, 1.0)
 
 
-def test_a_run_that_was_refused_goes_on_as_the_line_says(script: Scripts, tmp_path: Path) -> None:
+def test_a_run_that_was_refused_begins_as_the_line_says(script: Scripts, tmp_path: Path) -> None:
     done = script("train", TINY_SCORER, "train.micro_batch=2", "--run", tmp_path / "run")
     assert (done.code, done.out) == (2, "")
     assert "train.micro_batch=2 makes a step in 4 passes" in done.err.splitlines()[-1]
-    assert script("train", "--resume", tmp_path / "run", "train.micro_batch=0", "train.steps=1").code == 0
+    words = ("train.micro_batch=0", "train.steps=1")
+    assert script("train", TINY_SCORER, *words, "--run", tmp_path / "run").code == 0

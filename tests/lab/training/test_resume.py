@@ -137,6 +137,7 @@ def test_killed_at_any_time(script: Scripts, reference: Path, tmp_path: Path) ->
             break
 
 
+@pytest.mark.slow
 def test_with_bf16_and_channels_last(script: Scripts, tmp_path: Path) -> None:
     command = ("train", TINY, "runtime.precision=bf16", "runtime.channels_last=true", "--run")
     assert script(*command, tmp_path / "whole").code == 0
