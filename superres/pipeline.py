@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion.pipeline import Poll, Request
 from lab.images import from_uint8, to_uint8
 from superres.fast import Enlarger
+from vae.codec import Codec
 
 
 class Upscaler(Protocol):
@@ -60,6 +61,27 @@ class OnePass:
             poll()
             enlarged.append(self.enlarge(image))
         return torch.cat(enlarged)
+
+
+class Straight:
+    """A codec whose latents are decoded straight to larger pictures; see ``vae.codec.Codec``.
+
+    Args:
+        codec: of the latents.
+        enlarge: a fast decoder that was trained on them.
+    """
+
+    def __init__(self, codec: Codec, enlarge: Enlarger) -> None:
+        self.codec, self.enlarge = codec, enlarge
+        self.channels, self.factor = codec.channels, codec.factor
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode small pictures."""
+        return self.codec.posterior(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents to large pictures, as many times larger as the decoder makes them; not clamped."""
+        return self.enlarge.decode(latents)
 
 
 def enlarged(

@@ -7,16 +7,15 @@ encoder among a fixed number of rows and in full precision, so what is kept does
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lab.cache import TensorCache
-from lab.config import Config
 from lab.errors import NonFinite
 from lab.images import to_uint8
 from vae.codec import Codec
+from vae.selection import AnyCodec, identity
 
 ROWS = 8  # images per pass of the encoder; matrix products round differently with other numbers
 VERSION = 1  # of the code from images to latents: raise it where another latent comes out for the same image
@@ -73,15 +72,14 @@ class Cached:
         return entries
 
 
-def folder_of(cache: str, config: Config) -> Path:
-    """Name the cache of a codec: by everything that its latents are a function of, beside the image.
+def folder_of(cache: str, config: AnyCodec) -> Path:
+    """Name the cache of a codec by its identity.
 
     Args:
         cache: that holds the caches of all codecs.
         config: of the codec, completed.
     """
-    told: dict[str, Any] = config.model_dump(mode="json", exclude={"run", "pretrained", "tile", "cache"})
-    facts = json.dumps({"version": VERSION, **told}, sort_keys=True)
+    facts = json.dumps({"version": VERSION, **identity(config)}, sort_keys=True)
     return Path(cache) / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 

@@ -35,6 +35,11 @@ class PixelsConfig(Config):
 
     kind: Literal["pixels"] = "pixels"
 
+    @property
+    def factor(self) -> int:
+        """Image side / latent side."""
+        return 1
+
 
 class Pixels:
     """The identity: diffusion on the pixels themselves."""

@@ -1,9 +1,8 @@
 """A finite data set as a source: slot -> epoch and position -> record -> bytes -> image and caption.
 
 The order of an epoch is a permutation that depends on (seed, epoch) alone, and on the batch where pictures are sorted
-by their shapes (``lab.data.buckets``). Crop, ground and caption depend on (seed,
-slot), so a picture looks and reads otherwise in each epoch. A slot whose sample cannot be used is given another one,
-drawn by the slot; nothing else moves.
+by their shapes (``lab.data.buckets``). Crop, ground and caption depend on (seed, slot), so a picture looks and reads
+otherwise in each epoch. A slot whose sample cannot be used is given another one, drawn by the slot; nothing else moves.
 """
 
 import hashlib

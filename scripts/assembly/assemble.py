@@ -81,11 +81,11 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
 
 
 def _completed(asked: AnyExperiment, known: AnyExperiment | None) -> AnyStageConfig:
-    """The stage; of a latent one with the autoencoder that was found, and the scale of its latents."""
+    """The stage; of one on latents with the autoencoder that was found, and the scale of its latents."""
     config = asked.stage
-    if not isinstance(config, DiffusionConfig):
+    if not isinstance(config, DiffusionConfig | FastStageConfig):
         return config
-    before = known.stage.codec if known and isinstance(known.stage, DiffusionConfig) else None
+    before = known.stage.codec if known and isinstance(known.stage, DiffusionConfig | FastStageConfig) else None
     found = latent.complete(config.codec, before, asked.runtime.allow_download)
     return config.model_copy(update={"codec": found})
 
@@ -109,7 +109,8 @@ def stage(experiment: AnyExperiment, runtime: Runtime) -> AnyStage:
     wanted = config.loss.perceptual
     network = runtime.place(perceptual.build(wanted)) if wanted else None
     if isinstance(config, FastStageConfig):
-        return FastStage(config, experiment.seed, network, originals, runtime)
+        made = latent.codec(config.codec, runtime)
+        return FastStage(config, experiment.seed, network, originals, runtime, made)
     return AutoencoderStage(config, experiment.seed, network, originals, runtime)
 
 

@@ -112,7 +112,7 @@ def shaped(trained: Trained, shape: Shape) -> Trained:
     pipeline, (height, width) = trained.pipeline, shape
     network: Any = pipeline.model.denoiser.network
     factor = network.factor * pipeline.codec.factor
-    if height % factor or width % factor or not height * width:
+    if height % factor or width % factor or min(shape) < 1:
         height, width = (max(round(side / factor), 1) * factor for side in shape)
         raise Refused(
             f"--size {shape[1]}x{shape[0]}: width and height must be multiples of {factor}, the factor of this run's "

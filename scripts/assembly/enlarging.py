@@ -8,13 +8,14 @@ from lab import runtime as runtimes
 from lab.errors import Refused
 from lab.experiment import Experiment
 from lab.training import snapshot
-from scripts.assembly import assemble, drawing
+from scripts.assembly import assemble, drawing, latent
 from scripts.assembly.saved import Saved
 from superres import fast
 from superres.cascade_pipeline import CascadePipeline
 from superres.cascade_stage import CascadeConfig, CascadeStage
 from superres.fast import Enlarger
 from superres.fast_stage import FastStageConfig
+from vae.codec import Codec
 
 
 def shape(found: Saved) -> FastStageConfig | CascadeConfig:
@@ -30,8 +31,13 @@ def shape(found: Saved) -> FastStageConfig | CascadeConfig:
     return found.experiment.stage
 
 
-def build(found: Saved, tile: int = 0) -> Enlarger:
+def build(found: Saved, tile: int = 0, codec: Codec | None = None) -> Enlarger:
     """Build the fast decoder that a checkpoint holds; see ``Enlarger``.
+
+    Args:
+        found: its weights.
+        tile: side of the tiles in pixels of a small picture; 0 for none.
+        codec: that it was trained with; ``None`` for the one that its configuration names.
 
     Raises:
         Refused: it is another model, or the weights do not fit the run's own configuration.
@@ -39,13 +45,14 @@ def build(found: Saved, tile: int = 0) -> Enlarger:
     config = found.experiment.stage
     if not isinstance(config, FastStageConfig):
         raise Refused(f"{found.run.path} trains no fast decoder: name a run with stage.kind=fast")
-    model = fast.build(config.decoder, found.experiment.seed)
+    runtime = runtimes.start(found.experiment.runtime)
+    codec = codec or latent.codec(config.codec, runtime)
+    model = fast.build(config.decoder, codec, found.experiment.seed)
     weights = {name: value for name, value in found.weights.items() if name.startswith("model.")}
     if problems := snapshot.misfits(weights, {"model": model}):
         raise Refused(f"{found.run.path}: the checkpoint does not fit {found.run.config_path} ({problems[0]})")
     snapshot.fill({"model": model}, weights)
-    runtime = runtimes.start(found.experiment.runtime)
-    return Enlarger(runtime.place(model).eval().requires_grad_(False), runtime, tile)
+    return Enlarger(runtime.place(model).eval().requires_grad_(False), runtime, tile, codec)
 
 
 def cascade(found: Saved, tile: int = 0) -> CascadePipeline:

@@ -105,7 +105,7 @@ def check_size(experiment: AnyExperiment) -> None:
         if not isinstance(config.codec, PixelsConfig):
             factor, keys = factor * (config.codec.factor or 1), f"{keys}, times the autoencoder's factor"
     elif isinstance(config, FastStageConfig):
-        factor, keys = config.decoder.factor, "stage.decoder.factor"
+        factor, keys = config.factor, "stage.decoder.factor, times the autoencoder's factor if there is one"
     elif isinstance(config, CascadeConfig):
         factor = lcm(config.factor, config.unet.factor)
         keys = "the least multiple of stage.factor and of stage.unet.patch, doubled by every level below the first"
@@ -115,15 +115,24 @@ def check_size(experiment: AnyExperiment) -> None:
         factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
         if config.loss.equivariance:
             factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
-    if isinstance(config, FastStageConfig | CascadeConfig) and config.crop > experiment.data.size:
-        raise Refused(
-            f"{experiment.name}: stage.crop={config.crop} is more than data.size={experiment.data.size}: lower it"
-        )
+    if isinstance(config, FastStageConfig | CascadeConfig):
+        _check_crop(experiment, config.crop, factor)
     key, unit = _unit(experiment)
     if unit % factor:
         raise Refused(
             f"{experiment.name}: {key}={unit} is not divisible by {factor}, the network's factor ({keys}): change one "
             "of them"
+        )
+
+
+def _check_crop(experiment: AnyExperiment, crop: int, factor: int) -> None:
+    size = experiment.data.size
+    if crop > size:
+        raise Refused(f"{experiment.name}: stage.crop={crop} is more than data.size={size}: lower it")
+    if crop % factor:
+        raise Refused(
+            f"{experiment.name}: stage.crop={crop} is not divisible by {factor}, the network's factor: change one of "
+            "them"
         )
 
 

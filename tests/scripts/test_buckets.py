@@ -147,6 +147,7 @@ def test_a_rectangle_is_told_to_be_whole(run: Path) -> None:
     [
         (("--size", "30x8"), "--size 30x8: width and height must be multiples of 8"),
         (("--size", "0x8"), "such as 8x8"),
+        (("--size=-8x8",), "such as 8x8"),
         (("--size", "large"), "argument --size: invalid shape value: 'large'"),
         (("--size", "32x8", "--best-of", "2"), "the verifier of the Shapes reads squares"),
     ],

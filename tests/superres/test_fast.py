@@ -7,11 +7,12 @@ from torch import Tensor
 from lab.resampling import bicubic
 from lab.runtime import CPU
 from superres.fast import Enlarger, FastConfig, FastDecoder, build
+from vae.codec import Pixels
 
 
 def awake(config: FastConfig) -> FastDecoder:
     """What it might be after some training: no branch is closed."""
-    model = build(config, seed=0)
+    model = build(config, Pixels(), seed=0)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -26,13 +27,13 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_it_begins_as_the_bicubic_filter(factor: int) -> None:
     small = drawn(2, 3, 7, 10)
-    model = build(FastConfig(factor=factor, width=8, depth=2), seed=0)
+    model = build(FastConfig(factor=factor, width=8, depth=2), Pixels(), seed=0)
     assert torch.equal(model(small), bicubic(small, (7 * factor, 10 * factor)))
     assert (awake(model.config)(small) - model(small)).abs().mean() > 0.01
 
 
 def test_every_weight_learns_after_a_step() -> None:
-    model, small = build(FastConfig(factor=2, width=8, depth=2), seed=0), drawn(2, 3, 8, 8)
+    model, small = build(FastConfig(factor=2, width=8, depth=2), Pixels(), seed=0), drawn(2, 3, 8, 8)
     for _ in range(3):  # the last convolution opens what is before it, then each block's own
         model.zero_grad()
         (model(small) - drawn(2, 3, 16, 16, seed=1)).square().mean().backward()

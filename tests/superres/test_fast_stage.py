@@ -22,6 +22,7 @@ from superres.degrade import Blind, degrade
 from superres.fast import FastConfig
 from superres.fast_stage import FastStage, FastStageConfig
 from tests.stages import InDouble, trained
+from vae.codec import Pixels
 from vae.critic import CriticConfig
 from vae.loss import LossConfig
 
@@ -37,7 +38,7 @@ def stage(critic: CriticConfig | None = CRITIC, **changes: object) -> FastStage:
     )
     network = perceptual.build(config.loss.perceptual).double() if config.loss.perceptual else None
     loader = InDouble(SHAPES, seed=3)
-    made = FastStage(config, 5, network, lambda num: loader.batch(range(num)).images, CPU)
+    made = FastStage(config, 5, network, lambda num: loader.batch(range(num)).images, CPU, Pixels())
     for player in made.players.values():
         player.double()
     return made
@@ -127,7 +128,9 @@ def test_a_preview_is_bicubic_result_and_original() -> None:
 
 
 def test_it_learns_more_than_the_bicubic_filter(tmp_path: Path) -> None:
-    made = FastStage(FastStageConfig(decoder=FastConfig(factor=2, width=16, depth=1)), 0, None, torch.zeros, CPU)
+    made = FastStage(
+        FastStageConfig(decoder=FastConfig(factor=2, width=16, depth=1)), 0, None, torch.zeros, CPU, Pixels()
+    )
     config = TrainConfig(
         steps=120, batch=8, preview_every=0, checkpoint_every=999, log_every=120,
         optimizer=OptimizerConfig(matrices="muon", matrix_rate=0.01, rate=0.01, warm_up=5), ema=(0.05,),

@@ -197,6 +197,8 @@ def test_a_bad_sample_is_replaced_by_one_of_its_shape(tmp_path: Path) -> None:
     for slot, sample in enumerate(before):
         after = spoilt.sample(0, slot)
         assert after.image.shape == sample.image.shape
+        width, height = map(int, after.caption.split())
+        assert SHAPES[width, height] == tuple(after.image.shape[1:])
         faulty += bool(after.faults)
         assert after.faults or after.id == sample.id
     assert faulty == 18
