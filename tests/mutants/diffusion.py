@@ -168,7 +168,7 @@ MUTANTS = (
         13,
         "no null condition",
         "diffusion/pipeline.py",
-        "partial(self.model.encode, [request.negative for request in requests])",
+        "partial(self.model.encode, [request.negative for request in requests], frames)",
         "lambda: cond",
         "tests/diffusion/test_pipeline.py::test_an_image_is_its_noise_walked_to_data",
     ),
