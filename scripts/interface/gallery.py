@@ -177,7 +177,8 @@ def _chunks(
 ) -> Iterator[Tensor]:
     """Draw chunks of pictures and let them pass the upscalers: (k, 3, H, W) bytes each, on every process."""
     pipeline, world = trained.pipeline, trained.pipeline.runtime.world
-    inner, side = world.patient(poll), pipeline.size * prod(each.factor for each in trained.upscalers)
+    inner, factor = world.patient(poll), prod(each.factor for each in trained.upscalers)
+    height, width = (factor * side for side in pipeline.drawn)
 
     def make(chunk: Sequence[Picture]) -> Tensor:
         requests = [picture.request for picture in chunk]
@@ -185,7 +186,7 @@ def _chunks(
         (images,) = enlarged(drawn, trained.upscalers, requests, seed, inner)
         return to_uint8(images).contiguous()
 
-    return world.deal(chunks, make, torch.empty(0, 3, side, side, dtype=torch.uint8), "the pictures", poll)
+    return world.deal(chunks, make, torch.empty(0, 3, height, width, dtype=torch.uint8), "the pictures", poll)
 
 
 def enter(pictures: Sequence[Picture], out: Path) -> None:
