@@ -6,7 +6,7 @@ from math import floor, log10
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 40
 MOST_POINTS = 300
 
 
@@ -25,7 +25,7 @@ def plot(title: str, curves: Sequence[Curve]) -> str:
     ys = [y for curve in shown for _, y in curve.points]
     across, up = _Axis(0.0, max(xs), LEFT, WIDTH - RIGHT), _Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
     parts = [
-        f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{_number(x)}</text>'
+        f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{_number(x)}</text>'
         for x in across.ticks()
     ]
     for y in up.ticks():
@@ -36,17 +36,17 @@ def plot(title: str, curves: Sequence[Curve]) -> str:
         parts.append(
             f'<polyline class="line {curve.side}" points="{line}"><title>{escape(curve.name)}</title></polyline>'
         )
-    label = f'<text class="tick" x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 1}" text-anchor="middle">images seen</text>'
+    label = f'<text class="tick" x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">images seen</text>'
     return _figure(title, HEIGHT, [*parts, label])
 
 
 def forest(title: str, intervals: Mapping[str, tuple[float, float, float]]) -> str:
     """Draw intervals (low, middle, high) of a difference, a line each, around zero."""
     left, row = 190, 28
-    height = TOP + row * len(intervals) + BOTTOM
+    height = TOP + row * len(intervals) + 24
     ends = [value for interval in intervals.values() for value in interval]
     across = _Axis(min(*ends, 0.0), max(*ends, 0.0), left, WIDTH - RIGHT)
-    parts = [f'<line class="zero" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>']
+    parts = [f'<line class="zero" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="{TOP}" y2="{height - 24}"/>']
     for place, (name, (low, middle, high)) in enumerate(intervals.items()):
         y = TOP + row * (place + 0.5)
         parts += [
@@ -55,7 +55,7 @@ def forest(title: str, intervals: Mapping[str, tuple[float, float, float]]) -> s
             f'<circle class="dot" cx="{across(middle):.1f}" cy="{y:.1f}" r="4"/>',
         ]
     parts += [
-        f'<text class="tick" x="{across(x):.1f}" y="{height - 14}" text-anchor="middle">{_number(x)}</text>'
+        f'<text class="tick" x="{across(x):.1f}" y="{height - 6}" text-anchor="middle">{_number(x)}</text>'
         for x in across.ticks()
     ]
     return _figure(title, height, parts)

@@ -22,25 +22,29 @@ h1 { font-size: 1.5rem; line-height: 1.3; margin: 0 0 .25rem; font-weight: 600; 
 h2 { font-size: 1.05rem; margin: 2.5rem 0 .75rem; padding-bottom: .3rem; border-bottom: 1px solid var(--rule);
   font-weight: 600; }
 p { margin: .4rem 0; max-width: 46rem; } .verdict p:first-child { font-size: 1.15rem; font-weight: 600; }
-.quiet, footer { color: var(--quiet); font-size: .875rem; } footer { margin-top: 3rem; }
+p { overflow-wrap: anywhere; } .quiet, footer { color: var(--quiet); font-size: .875rem; } footer { margin-top: 3rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { color: var(--quiet); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
 td.key { font-family: ui-monospace, monospace; font-size: .82rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1.5rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.5rem;
+  margin-top: 1rem; } .charts figure { max-width: 35rem; }
 figure { margin: 0; } figcaption { font-size: .875rem; color: var(--quiet); margin-bottom: .3rem; }
-svg { width: 100%; height: auto; display: block; } .tick { fill: var(--quiet); font-size: 11px; }
-.name { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); } .zero { stroke: var(--quiet); }
+svg { width: 100%; height: auto; display: block; } .tick { fill: var(--quiet); font-size: 12px; }
+.name { fill: var(--ink); font-size: 13px; } .grid { stroke: var(--rule); } .zero { stroke: var(--quiet); }
 .bar { stroke: var(--ink); stroke-width: 2; } .dot { fill: var(--ink); }
 .line { fill: none; stroke-width: 1.5; stroke-linejoin: round; } .line:hover { stroke-width: 3; }
 .a { stroke: var(--a); } .b { stroke: var(--b); } .of-a { color: var(--a); } .of-b { color: var(--b); }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1.25rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .35rem; } .pair figcaption { grid-column: 1 / 3; }
-.pair label { display: block; cursor: zoom-in; } .pair input { position: absolute; opacity: 0; }
-.pair span { font-size: .8rem; color: var(--quiet); }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 45%), 1fr)); gap: 1.25rem;
+  grid-auto-flow: dense; align-items: end; }
+.pair label { display: grid; grid-template-columns: 1fr 1fr; gap: .35rem; position: relative; cursor: zoom-in; }
+.pair input { position: absolute; opacity: 0; } .pair span { font-size: .8rem; color: var(--quiet); }
 .pair img { width: 100%; image-rendering: pixelated; border-radius: 3px; display: block; }
-.pair input:focus-visible + img { outline: 2px solid var(--a); }
-.pair:has(input:checked) { grid-column: 1 / -1; } .pair:has(input:checked) label { cursor: zoom-out; }
+.pair input:focus-visible ~ span img { outline: 2px solid var(--a); }
+.pair:has(input:checked) { grid-column: 1 / -1; } .pair input:checked ~ span { cursor: zoom-out; }
+@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding-right: .55rem; }
+  td.key { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; font-size: .75rem; }
+  .pair label:has(input:checked) { grid-template-columns: 1fr; } }
 """
 
 
@@ -124,10 +128,13 @@ def _pictures(a: Sequence[Evaluation], b: Sequence[Evaluation], kind: str) -> li
     blocks = []
     for pair in pictures.pairs(a, b, kind):
         images = "".join(
-            f'<label><input type="checkbox" aria-label="enlarge"><img alt="{side}: {escape(pair.caption)}" '
-            f'src="{pictures.embedded(file)}"><span>{side} {"right" if is_right else "wrong"}</span></label>'
+            f'<span><img alt="{side}: {escape(pair.caption)}" src="{pictures.embedded(file)}">'
+            f"{side} {'right' if is_right else 'wrong'}</span>"
             for side, file, is_right in zip("AB", pair.files, pair.right, strict=True)
         )
-        blocks.append(f'<figure class="pair"><figcaption>{escape(pair.caption)}</figcaption>{images}</figure>')
+        blocks.append(
+            f'<figure class="pair"><figcaption>{escape(pair.caption)}</figcaption>'
+            f'<label><input type="checkbox" aria-label="enlarge">{images}</label></figure>'
+        )
     told = f'<p class="quiet">The first prompts of {escape(kind)}, none selected. A click enlarges a pair.</p>'
     return [told, '<div class="pairs">', *blocks, "</div>"] if blocks else []

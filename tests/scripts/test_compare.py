@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -351,3 +353,29 @@ def test_the_page_of_two_checkpoints(groups: dict[str, list[Path]], tmp_path: Pa
     page = Page(file.read_text(encoding="utf-8"))
     assert len(page.sources) == 4
     assert "Do these two checkpoints differ?" in " ".join(page.words)
+
+
+PROBE = """<script>
+const images = document.querySelector(".pair").querySelectorAll("img"), root = document.documentElement, widths = [];
+for (const image of [null, images[0], images[1]]) { image?.click(); widths.push(images[0].offsetWidth); }
+document.title = JSON.stringify({inner: innerWidth, needed: root.scrollWidth, widths});
+</script>"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("width", [1280, 480])
+def test_in_a_browser_a_click_enlarges_a_pair_and_the_next_takes_it_back(
+    groups: dict[str, list[Path]], tmp_path: Path, width: int
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    file = tmp_path / "report.html"
+    assert compare.main(["--a", *map(str, groups["a"]), "--b", *map(str, groups["b"]), "--report", str(file)]) == 0
+    file.write_text(file.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    flags = ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900")
+    done = subprocess.run([browser, *flags, "--dump-dom", file.as_uri()], capture_output=True, text=True, check=True)
+    found = json.loads(re.findall("<title>(.*?)</title>", done.stdout)[0])
+    assert found["needed"] <= found["inner"] <= width + 40
+    before, enlarged, after = found["widths"]
+    assert enlarged > 2 * before == 2 * after > 0

@@ -103,10 +103,12 @@ def test_figures_of_networks_are_the_same_and_features_are_made_once(
         found.append(files(tmp_path / name))
     assert found[0] == found[1]
     assert files(tmp_path / "one-cache") == files(tmp_path / "three-cache")
-    (tmp_path / "three" / "a.json").unlink()
-    done = evaluate(tmp_path / "three", NOBODY, *measured, "--cache", tmp_path / "three-cache")
-    assert [each.code for each in done] == [0, 0]
-    assert files(tmp_path / "three") == found[0]
+    killed, cache = tmp_path / "killed", tmp_path / "killed-cache"
+    drawn = (signal_at, "fsync", 2 * 5 + 1, SIGKILL)  # of five chunks, each a file and its folder
+    assert [done.code for done in evaluate(killed, [[drawn]], *measured, "--cache", cache)] == [-SIGKILL]
+    none_is_left = [[(signal_at, "forward", 1, SIGKILL)]] * 2
+    assert [done.code for done in evaluate(killed, none_is_left, *measured, "--cache", cache)] == [0, 0]
+    assert files(killed) == found[0]
 
 
 @pytest.mark.slow
