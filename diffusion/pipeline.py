@@ -232,6 +232,11 @@ class Pipeline:
     variance: OptimalVariance | None = None
     shape: Shape | None = None
 
+    @property
+    def drawn(self) -> Shape:
+        """The shape of the images."""
+        return self.shape or (self.size, self.size)
+
     def draw(
         self, requests: Sequence[Request], seed: int, sampling: SamplingConfig, poll: Poll = lambda: None
     ) -> Iterator[Tensor]:
@@ -277,7 +282,7 @@ class Pipeline:
 
     def start(self, noise: NoiseLike, count: int, times: Tensor) -> Tensor:
         """Give the states (count, c, h, w) that walks over such times start from."""
-        height, width = (side // self.codec.factor for side in self.shape or (self.size, self.size))
+        height, width = (side // self.codec.factor for side in self.drawn)
         _, sigma = self.model.denoiser.schedule(times[:1])
         return self.runtime.batch(sigma.item() * noise(torch.empty(count, self.codec.channels, height, width)))
 

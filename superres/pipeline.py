@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion.pipeline import Poll, Request
 from lab.images import from_uint8, to_uint8
+from lab.resampling import bicubic
 from superres.fast import Enlarger
 from vae.codec import Codec
 
@@ -64,23 +65,24 @@ class OnePass:
 
 
 class Straight:
-    """A codec whose latents are decoded straight to larger pictures; see ``vae.codec.Codec``.
+    """A codec whose latents, of small pictures, are decoded straight to large ones; see ``vae.codec.Codec``.
 
     Args:
-        codec: of the latents.
+        codec: of the small pictures.
         enlarge: a fast decoder that was trained on them.
     """
 
     def __init__(self, codec: Codec, enlarge: Enlarger) -> None:
         self.codec, self.enlarge = codec, enlarge
-        self.channels, self.factor = codec.channels, codec.factor
+        self.channels, self.factor = codec.channels, codec.factor * enlarge.factor
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode small pictures."""
-        return self.codec.posterior(images)
+        """Encode large pictures, made small by a bicubic filter."""
+        height, width = (side // self.enlarge.factor for side in images.shape[2:])
+        return self.codec.posterior(bicubic(images, (height, width)))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents to large pictures, as many times larger as the decoder makes them; not clamped."""
+        """Decode latents to large pictures; not clamped."""
         return self.enlarge.decode(latents)
 
 

@@ -61,8 +61,11 @@ def _straight(trained: Trained, found: Saved) -> Trained:
             "name one that was trained with the same stage.codec, or one on pixels"
         )
     enlarge = enlarging.build(found, settings.TILE, trained.pipeline.codec)
-    pipeline = replace(trained.pipeline, codec=Straight(trained.pipeline.codec, enlarge))
-    return replace(trained, pipeline=pipeline)
+    pipeline, factor = trained.pipeline, enlarge.factor
+    height, width = pipeline.drawn
+    shape = pipeline.shape and (factor * height, factor * width)
+    larger = replace(pipeline, codec=Straight(pipeline.codec, enlarge), size=factor * pipeline.size, shape=shape)
+    return replace(trained, pipeline=larger)
 
 
 def upscaler(found: Saved, tile: int = settings.TILE) -> Upscaler:

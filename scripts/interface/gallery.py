@@ -178,7 +178,7 @@ def _chunks(
     """Draw chunks of pictures and let them pass the upscalers: (k, 3, H, W) bytes each, on every process."""
     pipeline, world = trained.pipeline, trained.pipeline.runtime.world
     inner, factor = world.patient(poll), prod(each.factor for each in trained.upscalers)
-    height, width = (factor * side for side in pipeline.shape or (pipeline.size, pipeline.size))
+    height, width = (factor * side for side in pipeline.drawn)
 
     def make(chunk: Sequence[Picture]) -> Tensor:
         requests = [picture.request for picture in chunk]

@@ -12,11 +12,13 @@ from torch import Tensor
 from diffusion.pipeline import Request
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.images import from_uint8, read_image, read_metadata, to_uint8
+from lab.resampling import bicubic
 from lab.runtime import CPU
 from scripts.assembly import drawing, enlarging, saved
 from superres.degrade import degrade
 from superres.fast import Enlarger, FastConfig, build
 from superres.fast_stage import FastStage, FastStageConfig
+from superres.pipeline import Straight
 from tests.faults import ROOT, TINY, TINY_VAE, Scripts
 from tests.stages import InDouble, trained
 from tests.superres.test_fast import drawn
@@ -120,12 +122,28 @@ def test_what_is_drawn_is_decoded_straight_to_the_larger_picture(
     assert (to_uint8(read_image(path)).int() - to_uint8(expected).int()).abs().max() <= 1
 
 
-def test_the_larger_picture_may_be_enlarged_again(script: Scripts, runs: dict[str, Path], tmp_path: Path) -> None:
-    words = ("--upscale", runs["fast"], "--upscale", runs["fast_pixels"], "--out", tmp_path / "out")
-    done = script("sample", runs["latent"], "a red circle", "--size", "32x16", *words)
+def test_the_larger_picture_may_be_enlarged_again_and_by_several_processes(
+    script: Scripts, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ("--size", "32x16", "--upscale", runs["fast"], "--upscale", runs["fast_pixels"], "--num", 5, "--out")
+    done = script("sample", runs["latent"], "a red circle", *words, tmp_path / "one")
     assert done.code == 0, done.err
-    (path,) = (tmp_path / "out").glob("[0-9]*.png")
-    assert read_image(path).shape == (3, 64, 128)
+    both = script.together("sample", runs["latent"], "a red circle", *words, tmp_path / "two", faults=[[], []])
+    assert [each.code for each in both] == [0, 0], both[0].err
+    one, two = (sorted((tmp_path / name).glob("[0-9]*.png")) for name in ("one", "two"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert len(one) == 5
+    assert read_image(one[0]).shape == (3, 64, 128)
+
+
+def test_a_codec_that_decodes_larger_takes_larger_pictures() -> None:
+    enlarge = Enlarger(build(FastConfig(factor=2, width=8, depth=1), Blocks(), seed=0), CPU, codec=Blocks())
+    straight, large = Straight(Blocks(), enlarge), drawn(1, 3, 16, 24)
+    mean, std = straight.posterior(large)
+    torch.testing.assert_close(mean, Blocks().posterior(bicubic(large, (8, 12)))[0])
+    assert straight.decode(mean).shape == large.shape
+    assert (straight.factor, straight.channels) == (4, 12)
+    assert mean.shape == std.shape == (1, 12, 4, 6)
 
 
 def test_a_picture_file_passes_the_encoder(script: Scripts, runs: dict[str, Path], tmp_path: Path) -> None:
