@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from diffusion.pipeline import Poll, Request
-from lab.images import from_uint8, to_uint8
+from diffusion.pipeline import Pipeline, Poll, Request
+from lab.images import Shape, from_uint8, to_uint8
 from superres.fast import Enlarger
 from vae.codec import Codec
 
@@ -82,6 +83,15 @@ class Straight:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents to large pictures, as many times larger as the decoder makes them; not clamped."""
         return self.enlarge.decode(latents)
+
+
+def shape(pipeline: Pipeline, upscalers: Sequence[Upscaler]) -> Shape:
+    """Give the shape of what a pipeline draws when it has passed the upscalers."""
+    height, width = pipeline.shape or (pipeline.size, pipeline.size)
+    factor = prod(upscaler.factor for upscaler in upscalers)
+    if isinstance(pipeline.codec, Straight):
+        factor *= pipeline.codec.enlarge.factor
+    return factor * height, factor * width
 
 
 def enlarged(

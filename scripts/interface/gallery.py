@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from lab.lock import Lock
 from lab.storage import sweep, write_whole
 from lab.world import ALONE, World
 from scripts.assembly.drawing import Trained
-from superres.pipeline import enlarged
+from superres.pipeline import enlarged, shape
 
 
 def digest(recipe: object) -> str:
@@ -177,7 +176,7 @@ def _chunks(
 ) -> Iterator[Tensor]:
     """Draw chunks of pictures and let them pass the upscalers: (k, 3, H, W) bytes each, on every process."""
     pipeline, world = trained.pipeline, trained.pipeline.runtime.world
-    inner, side = world.patient(poll), pipeline.size * prod(each.factor for each in trained.upscalers)
+    inner, sides = world.patient(poll), shape(pipeline, trained.upscalers)
 
     def make(chunk: Sequence[Picture]) -> Tensor:
         requests = [picture.request for picture in chunk]
@@ -185,7 +184,7 @@ def _chunks(
         (images,) = enlarged(drawn, trained.upscalers, requests, seed, inner)
         return to_uint8(images).contiguous()
 
-    return world.deal(chunks, make, torch.empty(0, 3, side, side, dtype=torch.uint8), "the pictures", poll)
+    return world.deal(chunks, make, torch.empty(0, 3, *sides, dtype=torch.uint8), "the pictures", poll)
 
 
 def enter(pictures: Sequence[Picture], out: Path) -> None:
