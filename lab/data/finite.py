@@ -73,7 +73,7 @@ class Finite:
         """Give sample ``slot`` (from 0) of the run with this seed; its image is (3, H, W) float32 in [-1, 1].
 
         Raises:
-            BadData: neither the sample of this slot nor one of the substitutes, which have its shape, can be used.
+            BadData: neither the sample of this slot nor one of the substitutes, which are given its shape, can be used.
         """
         epoch, position = divmod(slot, len(self._rows))
         row = int(self._order(seed, epoch)[position])
@@ -87,10 +87,12 @@ class Finite:
             yield from caption.spoken(self.index.record(row).captions, self.collection.captions)
 
     def _candidates(self, row: int, seed: int, slot: int) -> Iterator[int]:
-        """The row of a slot, then those that may stand in its place."""
+        """The row of a slot, then those that may stand in its place: of its shape, or where none is good, of any."""
         yield row
-        alike = self._buckets.alike(self._rows, row) if self._buckets else self._rows
-        yield from key(seed, "substitute", slot).choice(alike, SUBSTITUTES).tolist()
+        rng = key(seed, "substitute", slot)
+        if self._buckets:
+            yield from rng.choice(self._buckets.alike(self._rows, row), SUBSTITUTES).tolist()
+        yield from rng.choice(self._rows, SUBSTITUTES).tolist()
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch; kept for two, since batches that are prepared ahead cross from one to the next."""

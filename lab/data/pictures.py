@@ -25,6 +25,7 @@ from lab.images import Shape, from_uint8
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
 ORIENTATION, TURNED = 0x0112, 5  # of EXIF; from this value on, width and height change places
+TELLING = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # what may say the orientation, by PIL's names
 
 Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[int, int, int]
@@ -116,7 +117,7 @@ def size_of(data: bytes) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            is_turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= TURNED
+            is_turned = bool(TELLING & picture.info.keys()) and picture.getexif().get(ORIENTATION, 1) >= TURNED
     except Exception:  # decoders fall over broken files in every way
         return 0, 0
     width, height = picture.size

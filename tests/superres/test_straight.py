@@ -197,3 +197,18 @@ def test_a_crop_is_a_whole_number_of_latent_positions(script: Scripts, runs: dic
     words = (f"stage.codec={{kind: autoencoder, run: {runs['vae']}}}", "stage.crop=12", "--run", tmp_path / "run")
     done = script("train", TINY_FAST, *words)
     assert (done.code, "stage.crop=12 is not divisible by 8" in done.err.splitlines()[-1]) == (2, True), done.err
+
+
+def test_two_processes_draw_the_large_rectangles_of_one(
+    script: Scripts, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of three chunks one process has none to draw at the end, and must know all the same how large they are."""
+    words = ("--num", 5, "--chunk", 2, "--size", "32x16", "--upscale", runs["fast"], "--out")
+    found = []
+    for faults in ([[]], [[], []]):
+        out = tmp_path / f"{len(faults)}"
+        done = script.together("sample", runs["latent"], "a red circle", *words, out, faults=faults)
+        assert [each.code for each in done] == [0] * len(faults), [each.err for each in done]
+        found.append({path.name: path.read_bytes() for path in out.glob("*.png")})
+    assert len(found[0]) == 5 + 1
+    assert found[0] == found[1]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
 from lab.config import parse
@@ -204,6 +205,19 @@ def test_a_bad_sample_is_replaced_by_one_of_its_shape(tmp_path: Path) -> None:
     assert faulty == 18
 
 
+def test_a_bad_sample_that_is_alone_in_its_shape_is_replaced_by_one_of_another(tmp_path: Path) -> None:
+    folder = make(tmp_path / "data", num=3)
+    Image.new("L", (12, 24)).save(folder / "high.png")
+    (folder / "high.txt").write_text("12 24")
+    assert "; 1 of 4x16, " in opened(folder).summary
+    data = (folder / "high.png").read_bytes()
+    (folder / "high.png").write_bytes(data[:-20] + bytes(20))
+    source = opened(folder)
+    (found,) = (sample for sample in (source.sample(0, slot) for slot in range(4)) if sample.faults)
+    assert {fault.id for fault in found.faults} == {"high.png"}
+    assert found.image.shape == (3, *SHAPES[12, 24])
+
+
 def test_who_names_no_batch_sees_squares_and_the_same_data_as_without(tmp_path: Path) -> None:
     folder = make(tmp_path / "data")
     sorted_so, squares, plain = opened(folder), opened(folder, batch=0), opened(folder, buckets=None)
@@ -248,6 +262,18 @@ def encoded(form: str, orientation: int, width: int = 300, height: int = 200) ->
 def test_the_size_in_the_header_is_that_of_the_picture(form: str, orientation: int) -> None:
     data = encoded(form, orientation)
     assert pictures.size_of(data) == pictures.decode(data).size
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_an_orientation_in_xmp_counts_too(form: str) -> None:
+    told = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    more: dict[str, Any] = {"xmp": told.encode()}
+    if form == "PNG":
+        more = {"pnginfo": PngInfo()}
+        more["pnginfo"].add_itxt("XML:com.adobe.xmp", told)
+    buffer = io.BytesIO()
+    Image.new("L", (30, 20)).save(buffer, form, **more)
+    assert pictures.size_of(buffer.getvalue()) == pictures.decode(buffer.getvalue()).size == (20, 30)
 
 
 def test_the_head_of_a_picture_says_its_size() -> None:
