@@ -163,10 +163,9 @@ class World:
             poll()
             dealt, own = parts[start : start + self.size], start + self.rank
             self.beat(f"part {own + 1} of {what}")
-            rows, failure = nothing, None
+            failure = None
             try:
-                if own < len(parts):
-                    rows = make(parts[own])
+                rows = make(parts[own]) if own < len(parts) else nothing
             except torch.OutOfMemoryError as error:
                 failure = str(error)
             if self.largest(int(failure is not None)):
@@ -177,8 +176,7 @@ class World:
     def patient(self, poll: Poll) -> Poll:
         """Give what may interrupt the making of a part: ``poll`` in a lone process, nothing in one of several.
 
-        When one of them dies, the launcher asks the others to stop; they come to their next exchange all the same, and
-        name it.
+        When one dies, the launcher asks the others to stop; they come to their next exchange all the same and name it.
         """
         return poll if self.size == 1 else lambda: None
 

@@ -116,7 +116,9 @@ def _template(statement: Statement, caption: str) -> str:
 def _changed(statement: Statement, kind: str) -> Iterator[Statement]:
     """Statements that differ in one thing, all of whose nouns differ in colour or shape."""
     if kind == "relation":
-        yield from (replace(statement, relation=name) for name in RELATIONS if statement.relation)
+        if statement.relation:
+            yield from (replace(statement, relation=name) for name in RELATIONS)
+            yield replace(statement, nouns=statement.nouns[::-1])  # or the word alone tells, where one is rare
         return
     for nouns in _nouns(statement.nouns, kind):
         if len({(noun.colour, noun.shape) for noun in nouns}) == len(nouns):

@@ -147,10 +147,8 @@ def draw(
         what: for the progress bar.
     """
     recipe, pipeline = gallery.recipe(trained, PROMPT_SEED, sampling), trained.pipeline
-    world, images = (
-        pipeline.runtime.world,
-        torch.zeros(len(requests), 3, pipeline.size, pipeline.size, dtype=torch.uint8),
-    )
+    world = pipeline.runtime.world
+    images = torch.zeros(len(requests), 3, pipeline.size, pipeline.size, dtype=torch.uint8)
     chunks = [requests[start : start + sampling.chunk] for start in range(0, len(requests), sampling.chunk)]
     paths = [kept / f"{gallery.digest([recipe, chunk])}.safetensors" for chunk in chunks]
     known = {k: load(path.read_bytes())["images"] for k, path in enumerate(paths) if world.is_first and path.exists()}

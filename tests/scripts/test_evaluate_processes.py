@@ -130,15 +130,15 @@ def test_pictures_of_ones_own_and_curves_of_guidance(script: Scripts, tmp_path: 
 
 @pytest.mark.slow
 def test_two_processes_draw_the_files_of_one(script: Scripts, reference: Path, tmp_path: Path) -> None:
-    command = ("sample", reference, "a red circle", "", "a green ring", "--num", 5, "--out")
+    command = ("sample", reference, "a red circle", "", "a green ring", "--num", 6, "--size", "24x16", "--out")
     assert script(*command, tmp_path / "one").code == 0
     done = script.together(*command, tmp_path / "two", faults=[[], [(small_disk, 0)]])
     assert [each.code for each in done] == [0, 0], done[1].err
-    assert "15 drawn, 0 there already" in done[0].out
+    assert "18 drawn, 0 there already" in done[0].out
     assert (done[1].out, done[1].err) == ("", "")
     kill = [[], [(signal_at, "forward", PASSES + 2, SIGKILL)]]
     assert [each.code for each in script.together(*command, tmp_path / "killed", faults=kill)] == [75, -SIGKILL]
-    assert "7 drawn, 8 there already" in script.together(*command, tmp_path / "killed", faults=NOBODY)[0].out
+    assert "10 drawn, 8 there already" in script.together(*command, tmp_path / "killed", faults=NOBODY)[0].out
     one, two, killed = (files(tmp_path / name) for name in ("one", "two", "killed"))
     for found in (one, two, killed):
         del found[".lock"]
