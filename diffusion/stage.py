@@ -111,7 +111,7 @@ class DiffusionConfig(TextToImageConfig):
         codec: what diffusion works on: pixels, or the latents of an autoencoder.
         unet: the network.
         frames: whether the network is told which part of which original a picture shows, for data of many sizes; what
-            is drawn is told to be whole and of the network's own size.
+            is drawn is told to be whole and of the size that is drawn.
     """
 
     kind: Literal["diffusion"] = "diffusion"

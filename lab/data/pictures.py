@@ -73,7 +73,7 @@ def image(
     picture = decode(data)
     width, height = picture.size
     if min(width, height) < config.smallest:
-        raise BadSample("image too small", f"{width}x{height}, data.images.smallest={config.smallest}")
+        raise BadSample("image too small", f"{width}x{height}, data.picture.smallest={config.smallest}")
     along = 0.5 if config.crop == "center" else along
     part_width, part_height = min(width, height * shape[1] / shape[0]), min(height, width * shape[0] / shape[1])
     left, top = int(along * (int(width - part_width) + 1)), int(along * (int(height - part_height) + 1))

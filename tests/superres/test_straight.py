@@ -199,9 +199,7 @@ def test_a_crop_is_a_whole_number_of_latent_positions(script: Scripts, runs: dic
     assert (done.code, "stage.crop=12 is not divisible by 8" in done.err.splitlines()[-1]) == (2, True), done.err
 
 
-def test_two_processes_draw_the_large_rectangles_of_one(
-    script: Scripts, runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_two_processes_draw_the_large_rectangles_of_one(script: Scripts, runs: dict[str, Path], tmp_path: Path) -> None:
     """Of three chunks one process has none to draw at the end, and must know all the same how large they are."""
     words = ("--num", 5, "--chunk", 2, "--size", "32x16", "--upscale", runs["fast"], "--out")
     found = []
