@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.pipeline import Pipeline, SamplingConfig
+from diffusion.pipeline import Pipeline
 from diffusion.unet import UNetConfig
 from lab import runtime as runtimes
 from lab.data.loader import Loader
@@ -22,7 +22,7 @@ from lab.errors import Refused
 from lab.rundir import RunDir
 from lab.text.auto import TransformerText
 from scripts import benchmark
-from scripts.assembly import assemble, drawing, experiments
+from scripts.assembly import assemble, experiments
 from scripts.assembly.drawing import Trained
 from scripts.benchmarks import (
     against_diffusers,
@@ -34,16 +34,10 @@ from scripts.benchmarks import (
 from scripts.benchmarks.timing import alternating
 from tests.faults import TINY
 from tests.lab.data.test_finite import make
+from tests.scripts.test_benchmark import sampling, trained
 from vae.codec import Pixels
 
-
-@pytest.fixture(scope="module")
-def trained(reference: Path) -> Trained:
-    return drawing.trained(reference)
-
-
-def sampling(**changes: Any) -> SamplingConfig:
-    return SamplingConfig.model_validate({"steps": 4, "chunk": 4, "guidance": 1.0, **changes})
+__all__ = ["trained"]  # a fixture
 
 
 def test_sides_take_turns_in_changing_order() -> None:

@@ -95,6 +95,7 @@ def test_every_division_of_a_step_and_of_its_work_trains_the_same(
             assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_all_shapes_are_learned(folder: Path, tmp_path: Path) -> None:
     """A tiny network learns each shape in a few steps, though no pass has two of them."""
     experiment = assemble.complete(experiments.load(TINY, [*words(folder), "stage.unet.dropout=0"]))

@@ -137,6 +137,7 @@ def test_another_sampler_has_nothing_of_the_one_it_replaces(
 OPTIMAL = ("--sampler", "ddpm", "--variance", "optimal")
 
 
+@pytest.mark.slow
 def test_the_optimal_variance_is_measured_once_and_kept_in_the_run(
     script: Scripts, reference: Path, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_what_is_decided_stays_on_a_slower_machine(tmp_path: Path, monkeypatch: 
     assert made.seconds > 120
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_a_budget_continues_bit_for_bit(script: Scripts, tmp_path: Path) -> None:
     """On a clock on which every step takes a second; killed before the decision, in its save, and after it."""
 

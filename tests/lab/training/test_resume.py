@@ -200,6 +200,7 @@ def test_an_extended_run_keeps_its_snapshots_and_goes_on_wider(script: Scripts, 
 LEARNING = ("stage.times.kind=loss_second_moment", "stage.times.bins=3", "stage.times.history=2")
 
 
+@pytest.mark.slow
 def test_with_times_that_learn_where_to_lie(script: Scripts, tmp_path: Path) -> None:
     """After 18 samples at the latest every bin has its history, so what is drawn hangs on the table."""
     command = ("train", TINY, *LEARNING, "--run")
