@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import per_image
+from diffusion.denoiser import beside, per_image
 from diffusion.levels import Schedule
 from diffusion.parameterization import Parameterization, V, Velocity
 
@@ -109,7 +109,7 @@ def zero_star(scale: Scale, schedule: Schedule, *, zero_init: float = 0.0) -> Co
         towards, away = space.enter(wanted), space.enter(unwanted)
         base = _projection(towards, away)
         velocity = base + _per_image(scale, towards) * (towards - base)
-        return space.leave(torch.where(per_image(t > 1 - zero_init), 0.0, velocity))
+        return space.leave(torch.where(per_image(*beside(x_t, t > 1 - zero_init)), 0.0, velocity))
 
     return combine
 
@@ -151,7 +151,7 @@ class _Space:
     """Where a parameterization's network output lives: x0_hat = skip x_t + out prediction."""
 
     def __init__(self, parameterization: Parameterization, schedule: Schedule, x_t: Tensor, t: Tensor) -> None:
-        skip, out, _ = parameterization(*schedule(t))
+        skip, out, _ = beside(x_t, *parameterization(*schedule(t)))
         self.origin, self.out = per_image(skip) * x_t, per_image(out)
 
     def enter(self, x0_hat: Tensor) -> Tensor:

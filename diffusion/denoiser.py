@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -11,7 +12,11 @@ from diffusion.parameterization import Parameterization, Scales
 from diffusion.schedule import Schedule, angle
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (b, c, h, w), t (b,)) -> x0_hat (b, c, h, w); condition and guidance already inside."""
+"""(x_t (b, c, h, w), t (b,)) -> x0_hat (b, c, h, w); condition and guidance already inside.
+
+The times may lie on the CPU whatever the device of the states. Samplers give them so: what follows from a time is a few
+numbers, and a GPU takes longer to be told to compute them than a CPU to do it.
+"""
 
 Tap = Callable[[str, Tensor], None]
 """Is shown named features while the network runs: (name, (b, c, h, w))."""
@@ -34,6 +39,11 @@ def per_image(values: Tensor) -> Tensor:
     return rearrange(values, "b -> b 1 1 1")
 
 
+def beside(x: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
+    """Give tensors of one shape and type on the device of x, in one transfer if they lie elsewhere."""
+    return numbers if numbers[0].device == x.device else torch.stack(numbers).to(x.device).unbind()
+
+
 class Denoiser(nn.Module):
     """A network, a schedule and a parameterization: together the conditional mean of x0.
 
@@ -53,8 +63,9 @@ class Denoiser(nn.Module):
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, tap: Tap | None = None) -> tuple[Tensor, Scales]:
         """Give the network's own output (b, c, h, w), in the type of x_t, and what it means; see ``forward``."""
         alpha, sigma = self.schedule(t)
-        scales = self.parameterization(alpha, sigma)
-        told = (per_image(scales.into) * x_t, angle(alpha, sigma), cond)
+        *numbers, level = beside(x_t, *self.parameterization(alpha, sigma), angle(alpha, sigma))
+        scales = Scales(*numbers)
+        told = (per_image(scales.into) * x_t, level, cond)
         output: Any = self.network(*told) if tap is None else self.network(*told, tap)
         return output.to(x_t.dtype), scales
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion.combination import Combine, Scale, adaptive_projected, linear, plus_plus, rescaled, zero_star
 from diffusion.condition import Cond, stack
-from diffusion.denoiser import Denoise, Denoiser, per_image
+from diffusion.denoiser import Denoise, Denoiser, beside, per_image
 from diffusion.levels import LOGSNR_LIMIT, Schedule, logsnr
 from lab.config import Config
 
@@ -78,7 +78,7 @@ def within(guided: Denoise, plain: Denoise, schedule: Schedule, interval: tuple[
             return plain(x_t, t)
         if inside.all():
             return guided(x_t, t)
-        return torch.where(per_image(inside), guided(x_t, t), plain(x_t, t))
+        return torch.where(per_image(*beside(x_t, inside)), guided(x_t, t), plain(x_t, t))
 
     return denoise
 

@@ -11,12 +11,14 @@ bits of a key count, where torch's own generator uses 32 bits of its seed and wo
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
+MANY = 2**19  # numbers that are drawn by several threads, since a GPU waits for them; a row is the same by any
 _DIGITS = 16  # binary digits that are shared out; those after them are independent
 
 
@@ -50,7 +52,19 @@ def normal(seed: int, stream: str, slots: Iterable[int], shape: tuple[int, ...])
     Returns:
         (b, *shape) float32 on the CPU; row ``k`` depends on ``slots[k]`` alone.
     """
-    return torch.stack([standard_normal(key(seed, stream, slot), shape) for slot in slots])
+    streams = [key(seed, stream, slot) for slot in slots]
+    drawn = np.empty((len(streams), *shape), np.float32)
+
+    def draw(row: int) -> None:
+        streams[row].standard_normal(out=drawn[row, ...], dtype=np.float32)
+
+    if drawn.size < MANY:
+        for row in range(len(streams)):
+            draw(row)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # NumPy lets go of the interpreter's lock
+            list(threads.map(draw, range(len(streams))))
+    return torch.from_numpy(drawn)
 
 
 def uniform(seed: int, stream: str, slots: Iterable[int]) -> Tensor:

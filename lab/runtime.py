@@ -98,6 +98,10 @@ class Runtime:
             module.compile()  # in place: the names of its weights stay
         return module
 
+    def peak_memory(self) -> float | None:
+        """Give the most memory of its GPU that this process has held so far, in GiB; ``None`` on other devices."""
+        return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
+
     def batch(self, images: Tensor) -> Tensor:
         """Move (b, c, h, w) images to the device, in the memory layout of this run."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -136,15 +140,20 @@ def start(config: RuntimeConfig, world: World = ALONE) -> Runtime:
         world: the processes that work together; on CUDA each takes the GPU of its number on its machine.
 
     Raises:
-        Refused: the device is not there.
+        Refused: the device is not there, or fewer of it than processes.
     """
+    device = _device(config.device)
+    if device.type == "cuda" and world.size > 1:
+        if world.local_rank >= (there := torch.cuda.device_count()):
+            raise Refused(
+                f"process {world.local_rank} of this machine has no GPU, of which torch sees {there}: start at most so "
+                "many (--nproc-per-node), or set runtime.device=cpu"
+            )
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
     config = resolve(config)
     assert config.precision != "auto"
     assert config.channels_last != "auto"
-    device = _device(config.device)
-    if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
-        torch.cuda.set_device(device)
     return Runtime(
         device, config.precision, config.channels_last, config.compile, config.recompute, world, config.allow_download
     )
@@ -159,16 +168,20 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _step_seconds(runtimes: Sequence[Runtime], width: int = 128, batch: int = 16, repeats: int = 6) -> list[float]:
+def _step_seconds(runtimes: Sequence[Runtime], width: int = 0, batch: int = 0, repeats: int = 6) -> list[float]:
     """Least time of a forward and backward pass of a small typical network, for each runtime.
 
-    They take turns, and the least time counts: what else the machine does only ever adds. One whose first pass is
-    hopeless makes no other: a CPU without instructions for bfloat16 takes a hundred times as long with it.
+    They take turns, and the least time counts: what else the machine does only ever adds. On a CPU one whose first pass
+    is hopeless makes no other: without instructions for bfloat16 it takes a hundred times as long with it. On a GPU,
+    whose first passes load libraries, all race, with enough work that it is not the launching that is measured.
     """
-    steps = [_step(runtime, width, batch) for runtime in runtimes]
+    on_cpu = runtimes[0].device.type == "cpu"
+    steps = [
+        _step(runtime, width or (128 if on_cpu else 512), batch or (16 if on_cpu else 256)) for runtime in runtimes
+    ]
     steps[0]()  # starts the device
     seconds = [step() for step in steps]  # plans and allocates
-    racing = [i for i, first in enumerate(seconds) if first < HOPELESS * min(seconds)]
+    racing = [i for i, first in enumerate(seconds) if not on_cpu or first < HOPELESS * min(seconds)]
     for _ in range(repeats):
         for i in racing:
             seconds[i] = min(seconds[i], steps[i]())

@@ -177,6 +177,13 @@ def out_of_memory(samples: int, times: int = 1000) -> None:
     DiffusionStage.loss = loss  # type: ignore[method-assign]
 
 
+def little_memory(gib: float) -> None:
+    """Let the GPU have no more memory than this for us."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+
+
 def sleep_at(nth: int, seconds: float) -> None:
     """Hang in the nth micro-batch."""
     at("loss", nth, lambda: time.sleep(seconds))

@@ -94,7 +94,7 @@ def steps_of(times: Tensor, schedule: Schedule) -> list[Step]:
 
 def predict(denoise: Denoise, x: Tensor, t: Tensor) -> Tensor:
     """Ask for x0_hat (b, c, h, w) of the states x at one time t (), which the denoiser hears once per image."""
-    return denoise(x, t.to(x).expand(len(x)))
+    return denoise(x, t.to(x.dtype).expand(len(x)))
 
 
 def required(noise: NoiseLike | None, setting: str, value: float) -> NoiseLike | None:

@@ -46,8 +46,6 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after step ``step``, counted from 1."""
         beta = (1 - 1 / step) ** (self.gamma + 1)
-        averages = [average.detach() for average in self.module.parameters()]
-        weights = [weight.detach() for weight in module.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - beta)
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - beta)
         for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(buffer)

@@ -55,14 +55,21 @@ class Meter:
         yield
         self._began += time.perf_counter() - begin
 
-    def read(self, batch: int) -> dict[str, float]:
-        """Give the means over the steps made and the speed since the last reading, and start anew."""
+    def read(self, batch: int, peak_memory: float | None = None) -> dict[str, float]:
+        """Give the means over the steps made and the speed since the last reading, and start anew.
+
+        Args:
+            batch: samples per step.
+            peak_memory: to be told with them, in GiB; of a device that has memory of its own.
+        """
         elapsed = time.perf_counter() - self._began
         figures = {f"train/{name}": value.item() / self._steps for name, value in self._sums.items()}
         if self._skipped:
             figures["train/skipped"] = float(self._skipped)
         figures["time/images_per_second"] = self._timed * batch / elapsed
         figures["time/data_wait_share"] = self._waited / elapsed
+        if peak_memory is not None:
+            figures["time/peak_memory_gib"] = peak_memory
         self._sums, self._steps, self._skipped = {}, 0, 0
         self._timed, self._waited, self._began = 0, 0.0, time.perf_counter()
         return figures

@@ -117,13 +117,15 @@ def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> Non
             group["lr"] = factor * group["peak"]
 
 
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale gradients down to a largest norm (0: no limit), unless it is not finite; give the norm they had."""
-    parameters = list(parameters)
-    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    if limit and torch.isfinite(norm):
+def norm_of_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Give the Euclidean norm () of all gradients together."""
+    return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def clip(parameters: Iterable[nn.Parameter], limit: float, norm: Tensor) -> None:
+    """Scale gradients of a finite norm () down to a largest one; 0 is no limit."""
+    if limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
 
 
 class Muon(torch.optim.Optimizer):
@@ -157,23 +159,28 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient; matrices of one shape are orthogonalised together."""
         assert closure is None, "the trainer computes gradients before the step"
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
-            for (rows, columns), parameters in shapes.items():
-                mixed = torch.stack([self._momentum(p, group["momentum"]).reshape(rows, columns) for p in parameters])
-                updates = orthogonalise(mixed, self.arithmetic) * max(1.0, rows / columns) ** 0.5
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients, averages = [p.grad for p in parameters], [self._average(p) for p in parameters]
+            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+            mixed = torch._foreach_lerp(gradients, averages, group["momentum"])
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            shapes: dict[tuple[int, int], list[int]] = {}
+            for k, parameter in enumerate(parameters):
+                shapes.setdefault((len(parameter), parameter.numel() // len(parameter)), []).append(k)
+            for (rows, columns), same in shapes.items():
+                stacked = torch.stack([mixed[k].reshape(rows, columns) for k in same])
+                updates = orthogonalise(stacked, self.arithmetic) * max(1.0, rows / columns) ** 0.5
+                shaped = [update.reshape(parameters[k].shape) for k, update in zip(same, updates, strict=True)]
+                torch._foreach_add_([parameters[k] for k in same], shaped, alpha=-group["lr"])
 
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        average = state.setdefault("momentum", torch.zeros_like(parameter))
-        average.lerp_(gradient, 1 - momentum)
-        return gradient.lerp(average, momentum)
+    def _average(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        average: Tensor = state["momentum"]
+        return average
 
 
 def orthogonalise(matrices: Tensor, arithmetic: torch.dtype = torch.float32, steps: int = 5) -> Tensor:

@@ -220,7 +220,7 @@ class Trainer:
                 decided = self._decide()
                 progress.advance(self.ending)
                 if self.step % config.log_every == 0 or self.is_done:
-                    figures = meter.read(config.batch) | self._data_figures()
+                    figures = meter.read(config.batch, self.runtime.peak_memory()) | self._data_figures()
                     progress.show(figures)
                     self._log(figures)
                 with meter.paused():

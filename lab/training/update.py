@@ -21,7 +21,7 @@ from lab.errors import NonFinite, OutOfMemory, Refused
 from lab.randomness import seed_torch
 from lab.runtime import Runtime
 from lab.training.config import TrainConfig
-from lab.training.optimizer import build, clip, set_rates
+from lab.training.optimizer import build, clip, norm_of_gradients, set_rates
 from lab.training.sharding import exchange_gradients
 from lab.training.stage import Stage
 
@@ -120,10 +120,11 @@ class Updater:
             world.sum_(gradients)
         if self.loss_scale != 1:
             torch._foreach_mul_(gradients, 1 / self.loss_scale)
-        norm = clip(player.parameters(), config.optimizer.clip)
-        if not (torch.isfinite(norm) and torch.isfinite(samples["loss"]).all()):
+        norm = norm_of_gradients(player.parameters())
+        if not (norm.isfinite() & samples["loss"].isfinite().all()):  # the one time that a GPU is waited for
             self._leave_out(name, samples["loss"], step)
             return Update(samples, norm, made=False)
+        clip(player.parameters(), config.optimizer.clip, norm)
         set_rates(self.optimizers[name], factor)
         for optimizer in self.optimizers[name]:
             optimizer.step()

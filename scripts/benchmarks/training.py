@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lab import runtime as runtimes
 from lab.data.loader import Batch, Loader
 from lab.rundir import RunDir
 from lab.text.concat import ConcatConfig
@@ -130,6 +131,8 @@ def benchmark(options: argparse.Namespace) -> int:
         print(
             f"encoding the captions in the loop {encoding:.1f}; with the text cache {loader / encoding:.2f} times that"
         )
+    if (memory := runtimes.start(runtime).peak_memory()) is not None:
+        print(f"peak memory of the GPU, both trainers: {memory:.2f} GiB")
     print("share of a step:   " + ", ".join(f"{part} {shares[part]:.1%}" for part in PARTS))
     if not options.alone:
         against_unet.compare(experiment, options.repeats)

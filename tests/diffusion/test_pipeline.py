@@ -54,6 +54,7 @@ def draw(pipeline: Pipeline, requests: Sequence[Request], sampling: SamplingConf
 
 
 FP32, BF16, NHWC = Runtime(CPU), Runtime(CPU, "bf16"), Runtime(CPU, "bf16", channels_last=True)
+CUDA = Runtime(torch.device("cuda"))
 SAMPLERS: dict[str, dict[str, object]] = {
     "ddim": {},
     "ddpm": {"sampler": "ddpm"},
@@ -66,6 +67,11 @@ CASES = [
     *(pytest.param(FP32, name, 0, id=name) for name in ("eta", "sde", "unipc")),
     *(pytest.param(BF16, name, 0, id=f"{name}-bf16") for name in SAMPLERS),
     *(pytest.param(NHWC, name, 0, id=f"{name}-nhwc") for name in SAMPLERS),
+    *(
+        pytest.param(runtime, name, 0, id=f"{name}-cuda-{runtime.precision}", marks=pytest.mark.gpu)
+        for runtime in (CUDA, Runtime(CUDA.device, "bf16"), Runtime(CUDA.device, "bf16", channels_last=True))
+        for name in SAMPLERS
+    ),
 ]
 
 
@@ -180,9 +186,6 @@ def test_an_image_is_its_noise_walked_to_data(settings: dict[str, object], walk:
         torch.testing.assert_close(images, walk(noise)(denoise, start, times, schedule))
 
 
-CUDA = Runtime(torch.device("cuda"))
-
-
 @pytest.mark.parametrize(
     "runtime", [FP32, NHWC, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=["cpu", "nhwc", "cuda"]
 )
@@ -206,6 +209,24 @@ def test_noise_is_drawn_on_the_cpu_whatever_the_device(
     assert start.device.type == runtime.device.type
     for tensor in (start, *later):  # sigma is 1 at the start
         assert torch.equal(tensor.cpu(), noise(start))
+
+
+@pytest.mark.parametrize(
+    ("name", "guide"),
+    [("ddim", guide) for guide in GUIDES] + [(name, {}) for name in ("ddim", "ddpm", "heun", "unipc_3", "lms")],
+    ids=str,
+)
+def test_times_lie_on_the_cpu_and_nothing_is_computed_between_devices(
+    name: str, guide: dict[str, object], tiny: Tiny
+) -> None:
+    """On torch's device without numbers, which refuses to compute with those of the CPU, and to be looked at."""
+    model, meta = tiny().to("meta"), torch.device("meta")
+    sampling = SamplingConfig.model_validate({"sampler": name, "steps": 4, "guidance": 2.0, "guide": guide})
+    times = times_of(sampling, model.denoiser.schedule)
+    denoise = Pipeline(model, Pixels(), 8, Runtime(meta)).guided([Request("a red circle")], sampling, times)
+    walk = sampler_of(sampling, torch.randn_like)
+    x = walk(denoise, torch.empty(1, 3, 8, 8, device=meta), times, model.denoiser.schedule)
+    assert x.device == meta
 
 
 @pytest.mark.gpu

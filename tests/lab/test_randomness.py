@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 
+from lab import randomness
 from lab.randomness import key, normal, number, seeded, standard_normal, stratified, uniform
 
 SLOTS = range(20_000)
@@ -81,6 +82,13 @@ def test_a_row_depends_on_its_slot_alone() -> None:
         together = draw([8, 2, 9])
         assert torch.equal(together[1:2], draw([2]))
         assert torch.equal(together.flip(0), draw([9, 2, 8]))
+
+
+def test_several_threads_draw_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = normal(3, "noise", range(5, 12), (2, 3))
+    monkeypatch.setattr(randomness, "MANY", 1)
+    assert torch.equal(normal(3, "noise", range(5, 12), (2, 3)), one)
+    assert normal(3, "noise", [5], ()).shape == (1,)
 
 
 def test_keys_do_not_touch_the_global_generator_and_seeded_gives_it_back() -> None:

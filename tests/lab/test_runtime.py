@@ -9,6 +9,7 @@ from torch import nn
 from lab import runtime as module
 from lab.errors import Refused
 from lab.runtime import Runtime, RuntimeConfig, resolve, start
+from lab.world import World
 
 CPU = torch.device("cpu")
 
@@ -105,6 +106,13 @@ def test_what_is_hopelessly_slow_is_measured_once(monkeypatch: pytest.MonkeyPatc
     assert module._step_seconds([Runtime(CPU, "fp32"), Runtime(CPU, "bf16")], repeats=2) == [1.0, 100.0]
 
 
+def test_on_a_gpu_the_first_pass_loads_libraries_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = {"fp32": iter([9.0, 2.0, 1.0, 3.0]), "bf16": iter([100.0, 0.5, 0.7])}
+    monkeypatch.setattr(module, "_step", lambda runtime, *_: lambda: next(passes[runtime.precision]))
+    runtimes = [Runtime(torch.device("cuda"), "fp32"), Runtime(torch.device("cuda"), "bf16")]
+    assert module._step_seconds(runtimes, repeats=2) == [1.0, 0.5]
+
+
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_autocast_is_the_precision_of_products(precision: str, expected: torch.dtype) -> None:
     with Runtime(CPU, precision).autocast():
@@ -121,3 +129,15 @@ def test_images_and_kernels_share_one_memory_layout(last: bool) -> None:
         assert runtime.batch(given).is_contiguous(memory_format=layout)
         assert torch.equal(runtime.batch(given), images)
     assert runtime.place(nn.Conv2d(4, 4, 3)).weight.is_contiguous(memory_format=layout)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = RuntimeConfig(device="cuda", precision="fp32", channels_last=False)
+    with pytest.raises(Refused, match=r"process 1 of this machine has no GPU.* 1: start at most .*runtime.device=cpu"):
+        start(config, World(rank=3, size=4, local_rank=1))
+
+
+def test_only_a_gpu_has_a_memory_to_tell_of() -> None:
+    assert Runtime(CPU).peak_memory() is None

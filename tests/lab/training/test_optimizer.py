@@ -11,7 +11,7 @@ from torch import nn
 
 from lab.layers import edge
 from lab.runtime import Runtime
-from lab.training.optimizer import Muon, OptimizerConfig, build, clip, orthogonalise, set_rates
+from lab.training.optimizer import Muon, OptimizerConfig, build, clip, norm_of_gradients, orthogonalise, set_rates
 
 STEPS = 1000
 
@@ -164,10 +164,12 @@ def test_set_rates_gives_every_group_its_share_of_its_own_peak() -> None:
 
 
 @pytest.mark.parametrize(("limit", "left"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
-def test_clip_gives_the_norm_there_was_and_leaves_at_most_the_limit(limit: float, left: float) -> None:
+def test_clip_leaves_at_most_the_limit_of_the_norm_there_was(limit: float, left: float) -> None:
     one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))
     one.grad, two.grad = torch.tensor([3.0]), torch.tensor([0.0, 4.0])
-    assert clip([one, two], limit).item() == pytest.approx(5.0)
+    norm = norm_of_gradients([one, two, nn.Parameter(torch.zeros(1))])
+    assert norm.item() == pytest.approx(5.0)
+    clip([one, two], limit, norm)
     assert math.hypot(one.grad.norm(), two.grad.norm()) == pytest.approx(left, rel=1e-4)
     assert (two.grad[1] / one.grad[0]).item() == pytest.approx(4 / 3)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from lab.training.budget import Ending
+from lab.training.meter import Meter
 from lab.training.progress import Progress
 
 
@@ -18,6 +19,14 @@ def test_the_bar_knows_the_end_once_it_is_decided(capsys: pytest.CaptureFixture[
     last = capsys.readouterr().err.split("\r")[-1]
     assert "5/9" in last
     assert "data_wait=3%, images_per_s=100, loss=0.2500" in last
+
+
+def test_the_bar_tells_the_memory_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(0, 0, shown=True) as progress:
+        progress.advance(Ending(1, 2))
+        progress.show({**figures(0.0), **Meter().read(8, peak_memory=13.44)})
+    assert "memory=13.4GiB" in capsys.readouterr().err.split("\r")[-1]
+    assert "time/peak_memory_gib" not in Meter().read(8)
 
 
 def test_only_the_process_that_writes_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
