@@ -7,6 +7,7 @@ only begun.
 
 import itertools
 import random
+import shutil
 import time
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, SIGUSR1
@@ -218,6 +219,14 @@ def test_with_times_that_learn_where_to_lie(script: Scripts, tmp_path: Path) -> 
     assert {"memory.safetensors", "model.safetensors"} <= differences(tmp_path / "whole", tmp_path / "forgetful")
 
 
+@pytest.fixture(scope="module")
+def cut(script: Scripts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed inside the accumulation window of step 5; only to be copied."""
+    run = tmp_path_factory.mktemp("cut") / "run"
+    assert script("train", TINY, "--run", run, fault=(signal_at, "loss", 10, SIGKILL)).code == -SIGKILL
+    return run
+
+
 @pytest.mark.parametrize(
     ("part", "visible"),
     [
@@ -228,12 +237,11 @@ def test_with_times_that_learn_where_to_lie(script: Scripts, tmp_path: Path) -> 
     ],
 )
 def test_the_comparison_sees_what_a_resume_forgets(
-    script: Scripts, reference: Path, tmp_path: Path, part: str, visible: str
+    script: Scripts, reference: Path, cut: Path, tmp_path: Path, part: str, visible: str
 ) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    assert script(*command, fault=(signal_at, "loss", 10, SIGKILL)).code == -SIGKILL
-    assert script(*command, fault=(forget, part)).code == 0
-    assert visible in differences(reference, tmp_path / "run")
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    assert script("train", TINY, "--run", run, fault=(forget, part)).code == 0
+    assert visible in differences(reference, run)
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGUSR1])
@@ -322,28 +330,28 @@ def test_tensorboard_shows_each_step_once(script: Scripts, reference: Path, tmp_
     assert [line["step"] for line in measured(tmp_path / "run")] == list(range(1, 10))
 
 
-def test_a_broken_newest_checkpoint_is_skipped_with_a_warning(script: Scripts, reference: Path, tmp_path: Path) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    assert script(*command, fault=(signal_at, "loss", 9, SIGKILL)).code == -SIGKILL
-    spoil(tmp_path / "run" / "ckpt" / "step-00000004" / "optim.safetensors")
-    done = script(*command)
+def test_a_broken_newest_checkpoint_is_skipped_with_a_warning(
+    script: Scripts, reference: Path, cut: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    spoil(run / "ckpt" / "step-00000004" / "optim.safetensors")
+    done = script("train", TINY, "--run", run)
     assert done.code == 0
     assert "step-00000004 is skipped: optim.safetensors is not what was written" in done.err
-    assert differences(reference, tmp_path / "run") == set()
+    assert differences(reference, run) == set()
 
 
 def test_when_every_checkpoint_is_broken_nothing_is_started_and_nothing_deleted(
-    script: Scripts, tmp_path: Path
+    script: Scripts, cut: Path, tmp_path: Path
 ) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    assert script(*command, fault=(signal_at, "loss", 9, SIGKILL)).code == -SIGKILL
-    for folder in (tmp_path / "run" / "ckpt").iterdir():
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    for folder in (run / "ckpt").iterdir():
         spoil(folder / "model.safetensors")
-    for again in (command, ("sample", tmp_path / "run", "a red circle")):
+    for again in (("train", TINY, "--run", run), ("sample", run, "a red circle")):
         done = script(*again)
         assert done.code == 65
         assert "every checkpoint in" in done.err.splitlines()[-1]
-    assert len(list((tmp_path / "run" / "ckpt").iterdir())) == 2
+    assert len(list((run / "ckpt").iterdir())) == 2
 
 
 def spoil(path: Path) -> None:
