@@ -13,7 +13,7 @@ from lab.training import checkpoint
 from scripts.assembly.experiments import DiffusionExperiment
 from tests.faults import ROOT, TINY, Done, Scripts
 
-LONGER = ("train.steps=48", "train.batch=8", "train.micro_batch=0", "train.log_every=16", "train.preview_every=0")
+LONGER = ("train.steps=80", "train.batch=16", "train.micro_batch=0", "train.log_every=20", "train.preview_every=0")
 
 
 def refusal(done: Done) -> str:
