@@ -244,7 +244,7 @@ def test_the_comparison_sees_what_a_resume_forgets(
     assert visible in differences(reference, run)
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGUSR1])
+@pytest.mark.parametrize("number", [SIGTERM, pytest.param(SIGUSR1, marks=pytest.mark.slow)])
 def test_a_polite_signal_saves_at_the_step_boundary(
     script: Scripts, reference: Path, tmp_path: Path, number: int
 ) -> None:
