@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_trace(
 def test_a_full_disk_spares_what_is_there(script: Scripts, reference: Path, tmp_path: Path) -> None:
     command = ("train", TINY, "--run", tmp_path / "run")
     assert script(*command, fault=(signal_at, "loss", 7, SIGKILL)).code == -SIGKILL
-    done = script(*command, fault=(small_disk, 600_000))
+    done = script(*command, fault=(small_disk, 300_000))
     assert done.code == 74
     assert done.err.count("the next try is in 2 steps") == 2
     assert "step-00000008 could not be written" in done.err.splitlines()[-1]
@@ -80,7 +80,7 @@ def test_a_full_disk_spares_what_is_there(script: Scripts, reference: Path, tmp_
 
 
 def test_a_run_is_not_finished_before_its_last_checkpoint_stands(script: Scripts, tmp_path: Path) -> None:
-    done = script("train", TINY, "train.checkpoint_every=100", "--run", tmp_path / "run", fault=(small_disk, 600_000))
+    done = script("train", TINY, "train.checkpoint_every=100", "--run", tmp_path / "run", fault=(small_disk, 300_000))
     assert done.code == 74
     status = RunDir.view(tmp_path / "run").status()
     assert status is not None

@@ -47,7 +47,7 @@ def test_with_snapshots_of_the_averages(script: Scripts, tmp_path: Path, places:
 
 def test_a_snapshot_that_cannot_be_written_ends_the_run_which_then_goes_on(script: Scripts, tmp_path: Path) -> None:
     command = ("train", TINY, "train.snapshots=3", "--run", tmp_path)
-    done = script(*command, fault=(small_disk, 600_000))
+    done = script(*command, fault=(small_disk, 300_000))
     assert done.code == 74
     assert "snapshots/step-00000003 could not be written" in done.err.splitlines()[-1]
     assert not list((tmp_path / "snapshots").iterdir())
