@@ -90,6 +90,7 @@ def chart(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     made = curves(schedule, parameterization, weight, times)
     x = made.logsnr.numpy()
@@ -116,6 +117,8 @@ def chart(
         below.semilogy(x, values / values.max(), label=label, **style)
     below.set_ylabel("on the squared error of x0\n(each maximum is 1)")
     below.set_ylim(bottom=1e-6, top=3)
+    below.yaxis.set_minor_locator(NullLocator())  # each of the 50 small ticks would cost as much as a curve
+    below.yaxis.set_major_formatter("{x:g}")
     below.set_xlabel("noise  ←   log-SNR   →  data")
     for axes, corner in ((above, "upper left"), (below, "lower right")):
         axes.grid(alpha=0.3)

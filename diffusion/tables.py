@@ -49,7 +49,7 @@ class Table(Config, ABC):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Give alpha and sigma, each shaped like ``t``."""
         angles = _angles(self)
-        at = np.interp(_array(t), _knots(angles), angles)
+        at = np.interp(_array(t), _knots(self.steps), angles)
         alpha, sigma = np.where(at < math.pi / 2, np.cos(at), 0.0), np.sin(at)
         if self.shift != 1:
             sigma = self.shift * sigma
@@ -61,13 +61,13 @@ class Table(Config, ABC):
         """Give the time at which a log-SNR is reached, limited to [0, 1]."""
         angles = _angles(self)
         at = np.arctan(np.exp(-_array(logsnr) / 2) / self.shift)
-        return torch.as_tensor(np.interp(at, angles, _knots(angles))).to(logsnr)
+        return torch.as_tensor(np.interp(at, angles, _knots(self.steps))).to(logsnr)
 
     def slope(self, t: Tensor) -> Tensor:
         """Give d logsnr / dt, shaped like ``t``; at a knot, that of the interval that ends there."""
         angles, times = _angles(self), _array(t)
-        at = np.interp(times, _knots(angles), angles)
-        interval = np.clip(np.searchsorted(_knots(angles), times) - 1, 0, self.steps - 1)
+        at = np.interp(times, _knots(self.steps), angles)
+        interval = np.clip(np.searchsorted(_knots(self.steps), times) - 1, 0, self.steps - 1)
         with np.errstate(divide="ignore"):
             speed = -4 / np.sin(2 * at) * np.diff(angles)[interval] * self.steps
         return torch.as_tensor(speed).to(t)
@@ -115,8 +115,12 @@ def _angles(table: Table) -> Array:
     return angles
 
 
-def _knots(angles: Array) -> Array:
-    return np.linspace(0, 1, len(angles))
+@lru_cache(maxsize=8)
+def _knots(steps: int) -> Array:
+    """Times (T + 1,) of the knots."""
+    knots: Array = np.linspace(0, 1, steps + 1)
+    knots.setflags(write=False)
+    return knots
 
 
 def _array(values: Tensor) -> Array:

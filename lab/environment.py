@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ def describe_process(device: str, threads: int) -> dict[str, Any]:
     }
 
 
+@cache
 def versions() -> dict[str, str | None]:
-    """The installed version of each package that can change a result; None where it is missing."""
+    """The installed version of each package that can change a result; None where it is missing; only to be read."""
 
     def installed(name: str) -> str | None:
         try:

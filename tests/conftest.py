@@ -1,4 +1,5 @@
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -6,6 +7,14 @@ import pytest
 
 from tests import encoders
 from tests.faults import TINY, Scripts
+
+gc.disable()  # it looks again and again at what the imports and the thousands of tests leave, and finds nothing
+
+
+def pytest_collection_finish() -> None:
+    """From here on the collector works, but on what the tests make alone."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -177,6 +177,13 @@ def out_of_memory(samples: int, times: int = 1000) -> None:
     DiffusionStage.loss = loss  # type: ignore[method-assign]
 
 
+def all_bits() -> None:
+    """Let convolutions in fp32 on a GPU keep all bits of their factors, where by default they keep TF32's ten."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def little_memory(gib: float) -> None:
     """Let the GPU have no more memory than this for us."""
     import torch
@@ -325,6 +332,8 @@ class Scripts(AbstractContextManager["Scripts"]):
 
 
 HEAVY = (
+    "scipy.ndimage",
+    "scipy.special",
     "torch._dynamo",  # what FSDP2 imports in its first step
     "torch.utils.tensorboard",
     *(f"scripts.{name}" for name in ("average", "checkup", "evaluate", "prepare", "sample", "train", "upscale")),
@@ -340,17 +349,33 @@ def serve(orders: Iterator[str]) -> None:
     for name in HEAVY:
         importlib.import_module(name)
     if importlib.util.find_spec("matplotlib"):
-        importlib.import_module("matplotlib.backends.backend_agg")
-        importlib.import_module("matplotlib.figure")
+        draw()
 
+    from lab import environment
     from lab.text.clip import _tokenizer
+    from scripts.assembly import experiments
 
     _tokenizer()
+    environment.versions()
+    experiments.load(TINY, [])
     gc.freeze()  # or a child copies every page that its collector looks at
     answers = os.fdopen(os.dup(1), "w")
     for line in orders:
         answers.write(json.dumps(fork(json.loads(line))) + "\n")
         answers.flush()
+
+
+def draw() -> None:
+    """Draw a plot of text and lines: the first one looks for fonts, and the forks need not."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = FigureCanvasAgg(figure := Figure())
+    axes = figure.subplots()
+    axes.semilogy([1, 2], label="a line")
+    axes.set_title("a title")
+    axes.legend()
+    canvas.draw()
 
 
 def fork(order: dict[str, Any]) -> list[dict[str, Any]]:

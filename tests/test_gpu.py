@@ -20,7 +20,7 @@ from lab.rundir import RunDir
 from lab.runtime import start
 from lab.training import checkpoint
 from scripts.assembly import assemble, experiments
-from tests.faults import ROOT, TINY, TINY_SCORER, TINY_VAE, Scripts, little_memory, signal_at
+from tests.faults import ROOT, TINY, TINY_SCORER, TINY_VAE, Scripts, all_bits, little_memory, signal_at
 from tests.stages import InDouble
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -65,15 +65,17 @@ def test_losses_and_their_gradient_are_those_of_the_cpu(preset: Path) -> None:
         torch.testing.assert_close(cuda[name], expected, rtol=1e-7, atol=1e-9 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_run_on_a_gpu_follows_that_of_the_cpu(precision: str, script: Scripts, tmp_path: Path) -> None:
-    """The same samples, noise and times: losses differ by rounding alone."""
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.1), ("fp16", 0.1)])
+def test_a_run_on_a_gpu_follows_that_of_the_cpu(
+    precision: str, tolerance: float, script: Scripts, tmp_path: Path
+) -> None:
+    """The same samples, noise and times: losses differ by rounding alone, which grows from step to step."""
     cpu = script("train", TINY, *STEADY, "--run", tmp_path / "cpu")
-    gpu = script("train", TINY, *STEADY, GPU, f"runtime.precision={precision}", "--run", tmp_path / "gpu")
+    words = (TINY, *STEADY, GPU, f"runtime.precision={precision}")
+    gpu = script("train", *words, "--run", tmp_path / "gpu", fault=(all_bits,))
     assert (cpu.code, gpu.code) == (0, 0), cpu.err + gpu.err
     expected = losses(tmp_path / "cpu")
     assert len(expected) == 9
-    tolerance = {"fp32": 2e-3, "bf16": 5e-2, "fp16": 2e-2}[precision]  # convolutions in fp32 keep TF32's 10 bits
     torch.testing.assert_close(losses(tmp_path / "gpu"), expected, rtol=tolerance, atol=0)
     assert all(0 < line["time/peak_memory_gib"] < 1 for line in RunDir.view(tmp_path / "gpu").metrics())
 
@@ -90,18 +92,22 @@ def test_a_killed_run_goes_on_bit_for_bit(words: list[str], script: Scripts, tmp
 def test_a_run_moves_from_the_gpu_to_the_cpu(script: Scripts, tmp_path: Path) -> None:
     whole = script("train", TINY, *STEADY, "--run", tmp_path / "whole")
     moved = ("train", TINY, *STEADY, "--run", tmp_path / "moved")
-    first = script(*moved, GPU, fault=(signal_at, "loss", 8, SIGTERM))  # in step 4, of two passes each
+    [first] = script.together(
+        *moved, GPU, faults=[[(all_bits,), (signal_at, "loss", 8, SIGTERM)]]
+    )  # in step 4, of two passes each
     then = script(*moved)
     assert (whole.code, first.code, then.code) == (0, 128 + SIGTERM, 0), first.err + then.err
-    torch.testing.assert_close(losses(tmp_path / "moved"), losses(tmp_path / "whole"), rtol=2e-3, atol=0)
+    torch.testing.assert_close(losses(tmp_path / "moved"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
 
 
 def test_a_step_that_does_not_fit_is_made_in_smaller_passes(script: Scripts, tmp_path: Path) -> None:
-    """Memory runs out in CUDA's own allocator, and the steps are those of a run with enough of it."""
+    """Memory runs out in CUDA's own allocator, at 0.6 of what a step takes, and the steps are made all the same."""
     words = (TINY, *STEADY, GPU, "runtime.precision=fp32", "train.batch=4096", "train.micro_batch=0", "train.steps=2")
     enough = script("train", *words, "--run", tmp_path / "enough")
-    little = script("train", *words, "--run", tmp_path / "little", fault=(little_memory, 0.75))
-    assert (enough.code, little.code) == (0, 0), little.err
+    assert enough.code == 0, enough.err
+    peak = max(line.get("time/peak_memory_gib", 0.0) for line in RunDir.view(tmp_path / "enough").metrics())
+    little = script("train", *words, "--run", tmp_path / "little", fault=(little_memory, 0.6 * peak))
+    assert little.code == 0, little.err
     assert "memory ran out" not in enough.err
     assert "memory ran out" in little.err
     torch.testing.assert_close(losses(tmp_path / "little"), losses(tmp_path / "enough"), rtol=1e-4, atol=0)

@@ -56,8 +56,9 @@ def test_only_a_failed_assertion_counts(element: str, found: str) -> None:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A house of one function."""
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A house of one function, whose tests need no plugin."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     files = {
         "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "-p no:cacheprovider --import-mode=importlib"\n',
         "lab/__init__.py": "",

@@ -137,6 +137,9 @@ def _place(sizes: list[float], statement: Statement, rng: np.random.Generator, t
     first = statement.nouns[0].count
     for i, low in enumerate(halves + FREE):  # each object joins the tries that are left
         new = low + (SIDE - 2 * low) * rng.random((len(centres), 1, 2))
+        if i == 0:
+            centres = new  # there is nothing yet that it might touch
+            continue
         fits = (np.abs(new - centres).max(axis=2) >= halves[i] + halves[:i] + FREE).all(axis=1)
         if statement.relation is not None and i >= first:
             along = (centres[:, :first] - new) @ np.array(RELATIONS[statement.relation], dtype=float)

@@ -46,12 +46,12 @@ class Progress:
         """Show some of the figures of the latest steps, and warn once if the model starves."""
         wait = figures["time/data_wait_share"]
         memory = figures.get("time/peak_memory_gib")
-        self._bar.set_postfix(
-            loss=f"{figures.get('train/loss', float('nan')):.4f}",
-            images_per_s=f"{figures['time/images_per_second']:.0f}",
-            data_wait=f"{wait:.0%}",
-            **({} if memory is None else {"memory": f"{memory:.1f}GiB"}),
-        )
+        shown = {
+            "loss": f"{figures.get('train/loss', float('nan')):.4f}",
+            "images_per_s": f"{figures['time/images_per_second']:.0f}",
+            "data_wait": f"{wait:.0%}",
+        }
+        self._bar.set_postfix(shown if memory is None else {**shown, "memory": f"{memory:.1f}GiB"})
         self._starved = self._starved + 1 if wait > STARVED or self._starved >= IN_A_ROW else 0
         if self._starved == IN_A_ROW:
             log.warning(

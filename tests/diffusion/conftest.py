@@ -73,7 +73,7 @@ def tiny(awaken: Callable[[nn.Module], nn.Module]) -> Callable[..., TextToImage]
     """Builds a model of a few thousand weights, awake, in eval mode, for images of 8 x 8."""
 
     def make(**settings: object) -> TextToImage:
-        network = UNetConfig(patch=2, widths=(16, 32), depth=1, attention=(0, 1), head_width=16)
+        network = UNetConfig(patch=2, widths=(16, 32), depth=1, middle=1, attention=(0, 1), head_width=16)
         text = ClipConfig(width=16, heads=2, layers=1, context=12, vocabulary=vocabulary(WORDS))
         model = build(DiffusionConfig.model_validate({"unet": network, **settings}), text, Pixels(), seed=0)
         awaken(model)

@@ -30,6 +30,11 @@ SAMPLERS: list[dict[str, object]] = [
     {"sampler": "dpmpp_3m", "eta": 0.5},
     {"sampler": "dpmpp_3m", "guide": {"rule": {"kind": "cfg_zero_star"}}},
 ]
+CASES = [
+    *(pytest.param(own, FP32, id=f"{own}-fp32") for own in SAMPLERS),
+    *(pytest.param(own, BF16, id=f"{own}-bf16") for own in SAMPLERS[:3]),
+    *(pytest.param(own, BF16, id=f"{own}-bf16", marks=pytest.mark.slow) for own in SAMPLERS[3:]),
+]
 ALL = [Candidate(item, number) for item in range(3) for number in range(3)]
 
 
@@ -43,8 +48,7 @@ def drawn(pipeline: Pipeline, sampling: SamplingConfig, wanted: list[Candidate])
     return torch.cat(list(pipeline.draw(requests, 3, sampling)))
 
 
-@pytest.mark.parametrize("runtime", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("own", SAMPLERS, ids=str)
+@pytest.mark.parametrize(("own", "runtime"), CASES)
 def test_a_walk_in_parts_is_the_whole_walk(own: dict[str, object], runtime: Runtime, tiny: Tiny) -> None:
     pipeline, sampling = Pipeline(runtime.place(tiny()), Pixels(), 8, runtime), settings(own)
     whole = drawn(pipeline, sampling, ALL)

@@ -38,7 +38,7 @@ def source() -> Callable[..., TextToImage]:
     """Builds a model of a few thousand weights, awake, in eval mode and float64, for images of 8 x 8."""
 
     def make(**settings: object) -> TextToImage:
-        network = UNetConfig(patch=2, widths=(16, 32), depth=1, attention=(1,), head_width=16)
+        network = UNetConfig(patch=2, widths=(16, 32), depth=1, middle=1, attention=(1,), head_width=16)
         text = ClipConfig(width=16, heads=2, layers=1, context=12, vocabulary=vocabulary(WORDS))
         model = build_source(DiffusionConfig.model_validate({"unet": network, **settings}), text, Pixels(), seed=0)
         wake(model)

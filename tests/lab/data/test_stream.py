@@ -368,7 +368,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit_elsewhere(
 ) -> None:
     run, more = tmp_path / "cut", f"train.workers={workers}"
     test_shards.pairs(web.folder, test_shards.broken())
-    command = ("train", TINY, *words(web, tmp_path / "cache"), more, "--run")
+    command = ("train", TINY, *words(web, tmp_path / "cache"), more, "train.preview_every=0", "--run")
     assert script(*command, tmp_path / "whole").code == 0
     assert script(*command, run, fault=(signal_at, "loss", 7, SIGKILL)).code == -SIGKILL
     done = script("train", "--resume", run, f"data.cache={tmp_path / 'another'}")

@@ -28,7 +28,7 @@ from lab.evaluation.shapes_reader import read
 Spoil = Callable[[Scene, np.random.Generator], np.ndarray]
 
 # A small number of pictures by default, the number of the promise under the marker "slow".
-NUMBERS = [pytest.param(60, id="60"), pytest.param(2000, id="2000", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+NUMBERS = [pytest.param(40, id="40"), pytest.param(2000, id="2000", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 SOURCES = {preset: Shapes(ShapesConfig(mixture={preset: 1.0}), split="heldout") for preset in PRESETS}
 
 

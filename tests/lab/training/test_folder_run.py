@@ -24,7 +24,7 @@ def words(folder: Path, **settings: object) -> list[str]:
         "split.heldout": 0,
         "cache": folder.parent / "cache",
     } | settings
-    return [f"data.{name}={value}" for name, value in given.items()]
+    return [*(f"data.{name}={value}" for name, value in given.items()), "train.preview_every=0"]
 
 
 def spoilt(path: Path, bad: int, num: int = NUM) -> Path:

@@ -7,27 +7,17 @@ only begun.
 
 import itertools
 import random
+import shutil
 import time
 from pathlib import Path
-from signal import SIGKILL, SIGTERM, SIGUSR1
+from signal import SIGKILL
 from typing import Any
 
 import pytest
 
 from lab.rundir import RunDir
 from lab.training import checkpoint
-from tests.faults import (
-    TINY,
-    Scripts,
-    forget,
-    kill_after,
-    kill_in_file,
-    nan_at,
-    signal_at,
-    signal_group_at,
-    small_disk,
-    stall_at,
-)
+from tests.faults import TINY, Scripts, forget, kill_after, kill_in_file, signal_at
 
 LAST = -1
 FILES = {"model.safetensors", "ema_0.050.safetensors", "ema_0.100.safetensors", "optim.safetensors"}
@@ -146,57 +136,6 @@ def test_with_bf16_and_channels_last(script: Scripts, tmp_path: Path) -> None:
     assert differences(tmp_path / "whole", tmp_path / "cut") == set()
 
 
-def kept(run: Path) -> dict[str, bytes]:
-    """What the snapshots of a run hold, by path; their manifests name the run and differ."""
-    files = (run / "snapshots").rglob("*")
-    return {
-        str(path.relative_to(run)): path.read_bytes()
-        for path in files
-        if path.is_file() and path.name != checkpoint.MANIFEST
-    }
-
-
-@pytest.mark.parametrize(
-    "places",
-    [
-        pytest.param([("tensors", 2), ("after_tensors", 3), ("after_state", 5)], marks=pytest.mark.slow),
-        pytest.param([("after_manifest", 4), ("before_rename", 1), ("after_rename", 2)], marks=pytest.mark.slow),
-        [("loss", 8), ("before_retention", 3), ("loss", 5)],
-    ],
-    ids=lambda places: "-".join(name for name, _ in places),
-)
-def test_with_snapshots_of_the_averages(script: Scripts, tmp_path: Path, places: list[tuple[str, int]]) -> None:
-    """At steps 2, 3, 5, 6, 8 and 9, so most resumes begin between a snapshot and the checkpoint before it."""
-    command = ("train", TINY, "train.snapshots=6", "--run")
-    assert script(*command, tmp_path / "whole").code == 0
-    for place, nth in places:
-        assert script(*command, tmp_path / "cut", fault=(signal_at, place, nth, SIGKILL)).code == -SIGKILL
-    assert script(*command, tmp_path / "cut").code == 0
-    assert differences(tmp_path / "whole", tmp_path / "cut") == set()
-    assert kept(tmp_path / "whole") == kept(tmp_path / "cut")
-    assert len(kept(tmp_path / "whole")) == 6 * len({"ema_0.050", "ema_0.100", "state"})
-    assert all(checkpoint.defect(folder) is None for folder in (tmp_path / "cut" / "snapshots").iterdir())
-
-
-def test_a_snapshot_that_cannot_be_written_ends_the_run_which_then_goes_on(script: Scripts, tmp_path: Path) -> None:
-    command = ("train", TINY, "train.snapshots=3", "--run", tmp_path)
-    done = script(*command, fault=(small_disk, 600_000))
-    assert done.code == 74
-    assert "snapshots/step-00000003 could not be written" in done.err.splitlines()[-1]
-    assert not list((tmp_path / "snapshots").iterdir())
-    assert script(*command).code == 0
-    assert len(list((tmp_path / "snapshots").iterdir())) == 3
-
-
-def test_an_extended_run_keeps_its_snapshots_and_goes_on_wider(script: Scripts, tmp_path: Path) -> None:
-    assert script("train", TINY, "train.snapshots=3", "--run", tmp_path).code == 0
-    before = kept(tmp_path)
-    assert script("train", "--resume", tmp_path, "train.steps=18").code == 0
-    steps = sorted(folder.name for folder in (tmp_path / "snapshots").iterdir())
-    assert steps == [f"step-{step:08d}" for step in (3, 6, 9, 12, 18)]
-    assert before.items() <= kept(tmp_path).items()
-
-
 LEARNING = ("stage.times.kind=loss_second_moment", "stage.times.bins=3", "stage.times.history=2")
 
 
@@ -218,6 +157,14 @@ def test_with_times_that_learn_where_to_lie(script: Scripts, tmp_path: Path) -> 
     assert {"memory.safetensors", "model.safetensors"} <= differences(tmp_path / "whole", tmp_path / "forgetful")
 
 
+@pytest.fixture(scope="module")
+def cut(script: Scripts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed inside the accumulation window of step 5; only to be copied."""
+    run = tmp_path_factory.mktemp("cut") / "run"
+    assert script("train", TINY, "--run", run, fault=(signal_at, "loss", 10, SIGKILL)).code == -SIGKILL
+    return run
+
+
 @pytest.mark.parametrize(
     ("part", "visible"),
     [
@@ -228,122 +175,35 @@ def test_with_times_that_learn_where_to_lie(script: Scripts, tmp_path: Path) -> 
     ],
 )
 def test_the_comparison_sees_what_a_resume_forgets(
-    script: Scripts, reference: Path, tmp_path: Path, part: str, visible: str
+    script: Scripts, reference: Path, cut: Path, tmp_path: Path, part: str, visible: str
 ) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    assert script(*command, fault=(signal_at, "loss", 10, SIGKILL)).code == -SIGKILL
-    assert script(*command, fault=(forget, part)).code == 0
-    assert visible in differences(reference, tmp_path / "run")
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    assert script("train", TINY, "--run", run, fault=(forget, part)).code == 0
+    assert visible in differences(reference, run)
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGUSR1])
-def test_a_polite_signal_saves_at_the_step_boundary(
-    script: Scripts, reference: Path, tmp_path: Path, number: int
+def test_a_broken_newest_checkpoint_is_skipped_with_a_warning(
+    script: Scripts, reference: Path, cut: Path, tmp_path: Path
 ) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    done = script(*command, fault=(signal_at, "loss", 6, number))
-    assert done.code == 128 + number
-    assert "stopped by a signal at step 3, saved; the same command goes on" in done.out
-    status = RunDir.view(tmp_path / "run").status()
-    assert status is not None
-    assert (status.state, status.step, status.checkpoint) == ("preempted", 3, "step-00000003")
-    assert script(*command).code == 0
-    assert differences(reference, tmp_path / "run") == set()
-
-
-def test_a_signal_to_the_whole_group_leaves_the_workers_alive_until_the_save(
-    script: Scripts, reference: Path, tmp_path: Path
-) -> None:
-    command = ("train", TINY, "train.workers=1", "--run", tmp_path / "run")
-    for nth in (2, 6):  # while the trainer waits for the batch that the worker is at
-        assert script(*command, fault=(signal_group_at, "sample", nth, SIGTERM)).code == 128 + SIGTERM
-    assert script(*command).code == 0
-    assert differences(reference, tmp_path / "run") == set()
-
-
-def test_a_signal_is_obeyed_while_data_is_long_in_coming(script: Scripts, reference: Path, tmp_path: Path) -> None:
-    command = ("train", TINY, "train.workers=2", "--run", tmp_path / "run")
-    began = time.monotonic()
-    done = script(*command, fault=(stall_at, 10, SIGTERM))  # one was looked at first; the 4 of step 3, of one worker
-    assert done.code == 128 + SIGTERM
-    assert time.monotonic() - began < 12  # torch alone waits 10 for two workers that hang, and 2 of the stall
-    status = RunDir.view(tmp_path / "run").status()
-    assert status is not None
-    assert (status.state, status.step, status.checkpoint) == ("preempted", 2, "step-00000002")
-    assert script(*command).code == 0
-    assert differences(reference, tmp_path / "run") == set()
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_trace(
-    script: Scripts, reference: Path, tmp_path: Path
-) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    done = script(*command, fault=(nan_at, 10))
-    assert done.code == 70
-    assert "error: step 5: the loss of 'model' is not finite for shapes-train-7-28, shapes-train-7-29" in done.err
-    assert "the same command goes on from step 4" in done.err.splitlines()[-1]
-    status = RunDir.view(tmp_path / "run").status()
-    assert status is not None
-    assert (status.state, status.checkpoint) == ("failed", "step-00000004")
-    assert script(*command).code == 0
-    assert differences(reference, tmp_path / "run") == set()
-
-
-def test_a_full_disk_spares_what_is_there(script: Scripts, reference: Path, tmp_path: Path) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    assert script(*command, fault=(signal_at, "loss", 7, SIGKILL)).code == -SIGKILL
-    done = script(*command, fault=(small_disk, 600_000))
-    assert done.code == 74
-    assert done.err.count("the next try is in 2 steps") == 2
-    assert "step-00000008 could not be written" in done.err.splitlines()[-1]
-    assert [folder.name for folder in (tmp_path / "run" / "ckpt").iterdir()] == ["step-00000002"]
-    assert script(*command).code == 0
-    assert differences(reference, tmp_path / "run") == set()
-
-
-def test_a_run_is_not_finished_before_its_last_checkpoint_stands(script: Scripts, tmp_path: Path) -> None:
-    done = script("train", TINY, "train.checkpoint_every=100", "--run", tmp_path / "run", fault=(small_disk, 600_000))
-    assert done.code == 74
-    status = RunDir.view(tmp_path / "run").status()
-    assert status is not None
-    assert status.state == "failed"
-
-
-def test_tensorboard_shows_each_step_once(script: Scripts, reference: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    command = ("train", TINY, "train.log_every=1", "--run", tmp_path / "run")
-    for place, nth in (("after_rename", 2), ("loss", 3)):  # just after the save of step 4; then in step 6
-        assert script(*command, fault=(signal_at, place, nth, SIGKILL)).code == -SIGKILL
-    assert script(*command).code == 0
-    board = EventAccumulator(str(tmp_path / "run" / "tb"))
-    board.Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 10))
-    assert [line["step"] for line in measured(tmp_path / "run")] == list(range(1, 10))
-
-
-def test_a_broken_newest_checkpoint_is_skipped_with_a_warning(script: Scripts, reference: Path, tmp_path: Path) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    assert script(*command, fault=(signal_at, "loss", 9, SIGKILL)).code == -SIGKILL
-    spoil(tmp_path / "run" / "ckpt" / "step-00000004" / "optim.safetensors")
-    done = script(*command)
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    spoil(run / "ckpt" / "step-00000004" / "optim.safetensors")
+    done = script("train", TINY, "--run", run)
     assert done.code == 0
     assert "step-00000004 is skipped: optim.safetensors is not what was written" in done.err
-    assert differences(reference, tmp_path / "run") == set()
+    assert differences(reference, run) == set()
 
 
 def test_when_every_checkpoint_is_broken_nothing_is_started_and_nothing_deleted(
-    script: Scripts, tmp_path: Path
+    script: Scripts, cut: Path, tmp_path: Path
 ) -> None:
-    command = ("train", TINY, "--run", tmp_path / "run")
-    assert script(*command, fault=(signal_at, "loss", 9, SIGKILL)).code == -SIGKILL
-    for folder in (tmp_path / "run" / "ckpt").iterdir():
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    for folder in (run / "ckpt").iterdir():
         spoil(folder / "model.safetensors")
-    for again in (command, ("sample", tmp_path / "run", "a red circle")):
+    for again in (("train", TINY, "--run", run), ("sample", run, "a red circle")):
         done = script(*again)
         assert done.code == 65
         assert "every checkpoint in" in done.err.splitlines()[-1]
-    assert len(list((tmp_path / "run" / "ckpt").iterdir())) == 2
+    assert len(list((run / "ckpt").iterdir())) == 2
 
 
 def spoil(path: Path) -> None:
