@@ -71,8 +71,8 @@ CASES = [
         for name in SAMPLERS
     ),
     *(
-        pytest.param(Runtime(CUDA.device, *how), name, 0, id=f"{name}-cuda-{how}", marks=pytest.mark.gpu)
-        for how in (("fp32",), ("bf16",), ("bf16", True))
+        pytest.param(Runtime(CUDA.device, *how), name, 0, id=f"{name}-{kind}", marks=pytest.mark.gpu)
+        for kind, how in (("cuda", ()), ("cuda-bf16", ("bf16",)), ("cuda-nhwc", ("bf16", True)))
         for name in SAMPLERS
     ),
 ]
