@@ -67,8 +67,8 @@ def test_the_first_tensor_that_differs_is_named_with_its_largest_difference(
     cut = killed(script, tmp_path / "cut", "optim")
     assert verify_resume.judge(reference, cut, kills=1, untouched=4) == 1
     out = capsys.readouterr().out
-    told = rf"not identical: (\d+) of {NUM_TENSORS} tensors; the first: (\S+)\.safetensors: (\S+) differs by up to (\S+)"
-    found = re.search(f"{told}\n", out)
+    told = r"tensors; the first: (\S+)\.safetensors: (\S+) differs by up to (\S+)\n"
+    found = re.search(rf"not identical: (\d+) of {NUM_TENSORS} {told}", out)
     assert found is not None
     assert found[2] == "ema_0.050"
     one, other = (checkpoint.load(end(run)).tensors[found[2]][found[3]] for run in (reference, cut))

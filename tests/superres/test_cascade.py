@@ -21,9 +21,7 @@ from superres.cascade_pipeline import CascadePipeline, EnlargingConfig
 from superres.cascade_stage import CascadeConfig, build
 from tests.superres.conftest import WORDS, wake
 
-NETWORK = UNetConfig(
-    patch=2, widths=(16, 32), depth=1, middle=1, attention=(1,), head_width=16, skip_scale=0.7071
-)
+NETWORK = UNetConfig(patch=2, widths=(16, 32), depth=1, middle=1, attention=(1,), head_width=16, skip_scale=0.7071)
 QUICK = SamplingConfig(sampler="ddim", steps=3, guidance=1.0, chunk=2)
 PROMPTS = ("a red circle", "two white crosses", "")
 
