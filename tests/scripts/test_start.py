@@ -78,7 +78,8 @@ tiny, run = sys.argv[1:]
 assert train.main([tiny, "train.steps=2", "--run", run]) == 0
 assert sample.main([run, "a red circle"]) == 0
 assert evaluate.main([run, "--num", "2", "--no-distances"]) == 0
-assert benchmark.main(["samplers", run, "--quick", "--calls", "2", "--no-distances"]) == 0
+few = ["--calls", "2", "--num", "1", "--reference-steps", "8", "--samplers", "ddim", "--only", "samplers"]
+assert benchmark.main(["samplers", run, *few, "--no-distances"]) == 0
 try:
     evaluate.main([run])
 except Refused as error:

@@ -2,8 +2,13 @@
 
 from collections import Counter
 
+import pytest
+import torch
+
+from lab.data.shapes_render import render
 from lab.data.shapes_scene import GROUNDS, Object, Scene
-from lab.evaluation.diversity import _cells, _margin, total_variation
+from lab.evaluation import diversity as module
+from lab.evaluation.diversity import _cells, _margin, diversity, total_variation
 from lab.randomness import key
 
 
@@ -28,3 +33,14 @@ def test_the_interval_covers_the_distance_to_be_expected() -> None:
 
 def test_one_picture_says_nothing() -> None:
     assert _margin(grounds(0, 1, 0.0), Counter(grounds(1, 50, 0.0))) == 1.0
+
+
+def test_renders_and_law_are_those_of_the_seed_and_of_the_number_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same as often as they are asked for."""
+    monkeypatch.setattr(module, "NUM_SCENES", 100)
+    image = torch.from_numpy(render(Scene("mint", (Object("red", "circle", 16, 16, 8),)), 32))
+    asked = [(91, 3), (92, 3), (91, 4), (91, 3)]  # seeds that nobody else asks for
+    found = [diversity([image] * num, "a red circle", seed) for seed, num in asked]
+    assert found[0] == found[3]
+    assert len({str(each["position"]) for each in found}) == 3
+    assert len({each["position"].tv for each in found}) > 1
