@@ -5,9 +5,11 @@ from typing import Literal
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from lab.config import Config
+from lab.data.crops import cropped
 from lab.data.loader import Batch
 from lab.evaluation.perceptual import Perceptual
 from lab.randomness import key, normal
@@ -27,12 +29,14 @@ class VaeConfig(Config):
         autoencoder: the network and the kind of its latent.
         loss: what is made of the difference between an image and its reconstruction.
         critic: a second player that tells them apart; ``None`` for none.
+        crop: side in pixels of the part of a picture that is trained on, another one each time; 0 for all of it.
     """
 
     kind: Literal["vae"] = "vae"
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     loss: LossConfig = LossConfig()
     critic: CriticConfig | None = None
+    crop: int = Field(0, ge=0)
 
 
 class AutoencoderStage:
@@ -72,6 +76,7 @@ class AutoencoderStage:
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Give a player's loss of each sample (b,), and its parts; before the critic's first step it rests."""
+        batch = batch.with_images(cropped(batch, self.config.crop))
         return self._model_loss(batch) if player == "model" else self._critic_loss(batch)
 
     def after_step(self, samples: Mapping[str, Tensor]) -> None:

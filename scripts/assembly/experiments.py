@@ -115,7 +115,7 @@ def check_size(experiment: AnyExperiment) -> None:
         factor, keys = config.autoencoder.factor, "stage.autoencoder.patch, doubled by every level below the first"
         if config.loss.equivariance:
             factor, keys = 2 * factor, f"{keys}, and once more by stage.loss.equivariance"
-    if isinstance(config, FastStageConfig | CascadeConfig):
+    if isinstance(config, FastStageConfig | CascadeConfig | VaeConfig):
         _check_crop(experiment, config.crop, factor)
     key, unit = _unit(experiment)
     if unit % factor:

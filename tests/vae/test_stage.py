@@ -62,6 +62,18 @@ def test_every_division_of_a_step_makes_the_same_step(tmp_path: Path, make: Call
         torch.testing.assert_close(end, ends[0], rtol=0, atol=1e-10)
 
 
+def test_the_loss_is_of_the_part_of_a_slot() -> None:
+    made, batch = stage(Gaussian(channels=3), critic=None), InDouble(SHAPES, seed=3).batch([5, 9])
+    made.config = made.config.model_copy(update={"crop": 8})
+    losses, _ = made.loss("model", batch)
+    parts = []
+    for image, slot in zip(batch.images, batch.slots, strict=True):
+        top, left = (int(9 * share) for share in key(3, "crop", slot).random(2))
+        parts.append(image[:, top : top + 8, left : left + 8])
+    made.config = made.config.model_copy(update={"crop": 0})
+    torch.testing.assert_close(losses, made.loss("model", batch.with_images(torch.stack(parts)))[0])
+
+
 def test_each_player_s_update_changes_its_own_parameters_alone(tmp_path: Path) -> None:
     made = stage(critic=CRITIC.model_copy(update={"start_step": 0}))
     trainer = trained(tmp_path, made, SHAPES, steps=2)
