@@ -146,7 +146,8 @@ class Latents:
         if any(side % self.factor for side in images.shape[2:]):
             height, width = images.shape[2:]
             raise Refused(
-                f"images of {width}x{height} have sides that the autoencoder's factor {self.factor} divides not"
+                f"images of {width}x{height} pixels do not fit the autoencoder, whose factor is {self.factor}: give "
+                f"them sides that {self.factor} divides (data.size, data.buckets.step)"
             )
         mean, std = self.model.distribution(images)
         return (mean - self._mean.to(images)) / self._std.to(images), std / self._std.to(images)
