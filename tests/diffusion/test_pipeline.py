@@ -227,9 +227,15 @@ def test_times_lie_on_the_cpu_and_nothing_is_computed_between_devices(
     sampling = SamplingConfig.model_validate({"sampler": name, "steps": 4, "guidance": 2.0, "guide": guide})
     times = times_of(sampling, model.denoiser.schedule)
     denoise = Pipeline(model, Pixels(), 8, Runtime(meta)).guided([Request("a red circle")], sampling, times)
+    heard: set[torch.device] = set()
+
+    def listening(x_t: Tensor, t: Tensor) -> Tensor:
+        heard.add(t.device)
+        return denoise(x_t, t)
+
     walk = sampler_of(sampling, torch.randn_like)
-    x = walk(denoise, torch.empty(1, 3, 8, 8, device=meta), times, model.denoiser.schedule)
-    assert x.device == meta
+    x = walk(listening, torch.empty(1, 3, 8, 8, device=meta), times, model.denoiser.schedule)
+    assert (x.device, heard) == (meta, {CPU})
 
 
 @pytest.mark.gpu
