@@ -41,7 +41,7 @@ def per_image(values: Tensor) -> Tensor:
 
 def beside(x: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
     """Give tensors of one shape and type on the device of x, in one transfer if they lie elsewhere."""
-    return numbers if numbers[0].device == x.device else torch.stack(numbers).to(x.device).unbind()
+    return numbers if numbers[0].device == x.device else torch.stack(numbers).to(x.device, non_blocking=True).unbind()
 
 
 class Denoiser(nn.Module):

@@ -99,7 +99,10 @@ class Runtime:
         return module
 
     def peak_memory(self) -> float | None:
-        """Give the most memory of its GPU that this process has held so far, in GiB; ``None`` on other devices."""
+        """Give the most memory of its GPU that this process has held since it began, in GiB; ``None`` elsewhere.
+
+        What ``resolve`` tried out does not count.
+        """
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
 
     def batch(self, images: Tensor) -> Tensor:
@@ -128,6 +131,9 @@ def resolve(config: RuntimeConfig) -> RuntimeConfig:
     layouts = [False, True] if config.channels_last == "auto" else [config.channels_last]
     runtimes = [Runtime(device, precision, layout) for precision in precisions for layout in layouts]
     seconds = _step_seconds(runtimes)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     fastest = runtimes[seconds.index(min(seconds))]
     return config.model_copy(update={"precision": fastest.precision, "channels_last": fastest.channels_last})
 
@@ -168,7 +174,9 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _step_seconds(runtimes: Sequence[Runtime], width: int = 0, batch: int = 0, repeats: int = 6) -> list[float]:
+def _step_seconds(
+    runtimes: Sequence[Runtime], width: int | None = None, batch: int | None = None, repeats: int = 6
+) -> list[float]:
     """Least time of a forward and backward pass of a small typical network, for each runtime.
 
     They take turns, and the least time counts: what else the machine does only ever adds. On a CPU one whose first pass
@@ -176,9 +184,8 @@ def _step_seconds(runtimes: Sequence[Runtime], width: int = 0, batch: int = 0, r
     whose first passes load libraries, all race, with enough work that it is not the launching that is measured.
     """
     on_cpu = runtimes[0].device.type == "cpu"
-    steps = [
-        _step(runtime, width or (128 if on_cpu else 512), batch or (16 if on_cpu else 256)) for runtime in runtimes
-    ]
+    width, batch = width or (128 if on_cpu else 512), batch or (16 if on_cpu else 256)
+    steps = [_step(runtime, width, batch) for runtime in runtimes]
     steps[0]()  # starts the device
     seconds = [step() for step in steps]  # plans and allocates
     racing = [i for i, first in enumerate(seconds) if not on_cpu or first < HOPELESS * min(seconds)]
@@ -202,6 +209,8 @@ def _step(runtime: Runtime, width: int, batch: int) -> Callable[[], float]:
         result.float().square().mean().backward()
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
+        if runtime.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - begin
 
     return step

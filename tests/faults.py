@@ -345,7 +345,7 @@ HEAVY = (
 
 
 def serve(orders: Iterator[str]) -> None:
-    """Fork a child per order and answer with how it ended; import what is heavy, but compute nothing, before."""
+    """Fork a child per order and answer with how it ended; import and warm up what every fork would, before."""
     for name in HEAVY:
         importlib.import_module(name)
     if importlib.util.find_spec("matplotlib"):

@@ -87,9 +87,17 @@ def test_a_run_on_a_gpu_follows_that_of_the_cpu(
     assert all(0 < line["time/peak_memory_gib"] < 1 for line in RunDir.view(tmp_path / "gpu").metrics())
 
 
-@pytest.mark.parametrize("words", [["runtime.precision=fp32"], ["runtime.precision=bf16"], ["runtime.precision=fp16"],
-    ["runtime.precision=bf16", "runtime.channels_last=true", "runtime.recompute=true", "train.workers=2"]],
-    ids=["fp32", "bf16", "fp16", "recompute"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runtime.precision=fp32"],
+        ["runtime.precision=bf16"],
+        ["runtime.precision=fp16"],
+        ["runtime.precision=auto", "runtime.channels_last=auto"],
+        ["runtime.precision=bf16", "runtime.channels_last=true", "runtime.recompute=true", "train.workers=2"],
+    ],
+    ids=["fp32", "bf16", "fp16", "auto", "recompute"],
+)
 def test_a_killed_run_goes_on_bit_for_bit(words: list[str], script: Scripts, tmp_path: Path) -> None:
     done = script("verify_resume", TINY, GPU, *words, "--steps", 6, "--kills", 1, "--dir", tmp_path)
     assert done.code == 0, done.out + done.err

@@ -47,9 +47,9 @@ class Progress:
         wait = figures["time/data_wait_share"]
         memory = figures.get("time/peak_memory_gib")
         shown = {
-            "loss": f"{figures.get('train/loss', float('nan')):.4f}",
-            "images_per_s": f"{figures['time/images_per_second']:.0f}",
             "data_wait": f"{wait:.0%}",
+            "images_per_s": f"{figures['time/images_per_second']:.0f}",
+            "loss": f"{figures.get('train/loss', float('nan')):.4f}",
         }
         self._bar.set_postfix(shown if memory is None else {**shown, "memory": f"{memory:.1f}GiB"})
         self._starved = self._starved + 1 if wait > STARVED or self._starved >= IN_A_ROW else 0

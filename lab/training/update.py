@@ -118,10 +118,10 @@ class Updater:
         gradients = [parameter.grad for parameter in player.parameters() if parameter.grad is not None]
         if not config.shard:
             world.sum_(gradients)
-        if self.loss_scale != 1:
+        if gradients and self.loss_scale != 1:  # a player that rests has none
             torch._foreach_mul_(gradients, 1 / self.loss_scale)
         norm = norm_of_gradients(player.parameters())
-        if not (norm.isfinite() & samples["loss"].isfinite().all()):  # the one time that a GPU is waited for
+        if not (norm.isfinite() & samples["loss"].isfinite().all()):  # one look for both: a GPU is waited for
             self._leave_out(name, samples["loss"], step)
             return Update(samples, norm, made=False)
         clip(player.parameters(), config.optimizer.clip, norm)

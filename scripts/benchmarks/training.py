@@ -132,7 +132,7 @@ def benchmark(options: argparse.Namespace) -> int:
             f"encoding the captions in the loop {encoding:.1f}; with the text cache {loader / encoding:.2f} times that"
         )
     if (memory := runtimes.start(runtime).peak_memory()) is not None:
-        print(f"peak memory of the GPU, both trainers: {memory:.2f} GiB")
+        print(f"peak memory of the GPU, all sides: {memory:.2f} GiB")
     print("share of a step:   " + ", ".join(f"{part} {shares[part]:.1%}" for part in PARTS))
     if not options.alone:
         against_unet.compare(experiment, options.repeats)

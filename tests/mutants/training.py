@@ -150,7 +150,7 @@ MUTANTS = (
         18,
         "a loss that is not finite is taken",
         "lab/training/update.py",
-        'if not (torch.isfinite(norm) and torch.isfinite(samples["loss"]).all()):',
+        'if not (norm.isfinite() & samples["loss"].isfinite().all()):',
         "if self._config.batch < 0:",
         "tests/lab/training/test_trainer.py::test_a_loss_that_is_not_finite_changes_nothing",
     ),

@@ -242,6 +242,16 @@ def test_a_setting_of_both_parts_has_its_error_where_it_was_asked_for(trained: T
 SHARED = {(10, 3.0, "plain"), (10, 3.0, "unipc_2")}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_quick_look_draws_a_little_of_both_parts(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    words = ("--quick", "--calls", 2, "--samplers", "ddim", "--guidance", 3, "--no-distances", "--out", tmp_path)
+    done = script("benchmark", "samplers", reference, *words)
+    assert done.code == 0, done.err
+    (sheet,) = sheets(tmp_path)
+    assert {cell["n"] for cell in sheet["cells"].values()} == {2 * samplers.QUICK_NUM}  # of either kind
+
+
 def test_a_spoilt_sheet_is_left_alone(tmp_path: Path) -> None:
     path = Sheet(tmp_path, {"run": "a"}).path
     path.write_text("mine")

@@ -115,6 +115,8 @@ def test_a_run_begins_with_the_weights_of_another(script: Scripts, reference: Pa
     ("command", "words", "message"),
     [
         ("train", ("data.size=18",), "data.size=18 is not divisible by 8"),
+        ("train", ("stage.crop=64",), "stage.crop=64 is more than data.size=16: lower it"),
+        ("train", ("stage.crop=12",), "stage.crop=12 is not divisible by 8, the network's factor"),
         ("train", ("evaluate.every_steps=2",), "an autoencoder obeys no prompts: set evaluate.every_steps=0"),
         ("train", ("stage.autoencoder.patch=3",), "stage.autoencoder: patch 3 and 2 widths make"),
         ("train", ("stage.kind=gan",), "stage: unknown kind 'gan'; choose one of diffusion, grown, vae, fast"),

@@ -170,6 +170,27 @@ def test_the_losses_of_fp16_are_scaled_and_their_gradients_are_not() -> None:
     assert torch.allclose(plain.players["model"].weight, scaled.players["model"].weight, atol=2e-3)
 
 
+class Resting(Line):
+    """A stage whose second player does not learn yet, as a critic before its first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.players = {**self.players, "critic": nn.Linear(3, 1)}
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        losses, metrics = super().loss("model", batch)
+        return losses.detach() if player == "critic" else losses, metrics
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_player_may_rest(precision: str) -> None:
+    stage = Resting()
+    before = stage.players["critic"].weight.clone()
+    made = updater(stage, precision)("critic", batches(0), 0, 1.0)
+    assert (made.made, made.gradient_norm.item()) == (True, 0.0)
+    assert torch.equal(stage.players["critic"].weight, before)
+
+
 @pytest.mark.usefixtures("modest_scale")
 def test_an_overflow_of_fp16_halves_the_scale_and_changes_no_weight() -> None:
     stage = Line(spoilt=[3], spoilt_by=1e35)
