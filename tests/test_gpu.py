@@ -107,9 +107,8 @@ def test_a_killed_run_goes_on_bit_for_bit(words: list[str], script: Scripts, tmp
 def test_a_run_moves_from_the_gpu_to_the_cpu(script: Scripts, tmp_path: Path) -> None:
     whole = script("train", TINY, *STEADY, "--run", tmp_path / "whole")
     moved = ("train", TINY, *STEADY, "--run", tmp_path / "moved")
-    [first] = script.together(
-        *moved, GPU, faults=[[(all_bits,), (signal_at, "loss", 8, SIGTERM)]]
-    )  # in step 4, of two passes each
+    faults = [(all_bits,), (signal_at, "loss", 8, SIGTERM)]  # in step 4, of two passes each
+    [first] = script.together(*moved, GPU, faults=[faults])
     then = script(*moved)
     assert (whole.code, first.code, then.code) == (0, 128 + SIGTERM, 0), first.err + then.err
     torch.testing.assert_close(losses(tmp_path / "moved"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
