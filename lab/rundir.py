@@ -162,6 +162,12 @@ class RunDir:
         """``{"run_id": ..., "processes": [...]}``, oldest process first, and "init_from" if weights were taken over."""
         return self._read_json("environment.json")
 
+    @property
+    def trained_on(self) -> str | None:
+        """Kind of the device of its newest process, such as "cuda"; ``None`` where no process is on record."""
+        devices = [str(process["device"]) for process in self.environment()["processes"]]
+        return devices[-1].split(":")[0] if devices else None
+
     def record_init(self, origin: Mapping[str, str]) -> None:
         """Say in ``environment.json`` whose weights this run begins with: run id, checkpoint, which weights."""
         self._check_writable()

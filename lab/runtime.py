@@ -3,6 +3,7 @@
 Nothing else in the house chooses a device, a number type or a number of threads.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,8 @@ from lab.world import ALONE, World
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Module = TypeVar("Module", bound=nn.Module)
+
+log = logging.getLogger(__name__)
 
 HOPELESS = 5.0  # times the least: a first pass that slow, planning included, is no start that a later one makes up for
 
@@ -138,6 +141,25 @@ def resolve(config: RuntimeConfig) -> RuntimeConfig:
     return config.model_copy(update={"precision": fastest.precision, "channels_last": fastest.channels_last})
 
 
+def moved(config: RuntimeConfig, trained_on: str | None) -> RuntimeConfig:
+    """Give the configuration with which a run's weights are used on this machine, wherever they were trained.
+
+    A device that is not here gives way to the best that is. On another kind of device than the run's, networks compute
+    in float32, whose bits all devices agree on, and which none is slow in.
+
+    Args:
+        config: the run's own, with precision and layout found.
+        trained_on: kind of the device that trained it last; ``None`` for this one.
+    """
+    if config.device not in _present():
+        config = config.model_copy(update={"device": "auto"})
+    here = _device(config.device).type
+    if trained_on in (None, here) or config.precision == "fp32":
+        return config
+    log.warning("trained on %s in %s; computed on %s in fp32 here", trained_on, config.precision, here)
+    return config.model_copy(update={"precision": "fp32"})
+
+
 def start(config: RuntimeConfig, world: World = ALONE) -> Runtime:
     """Set the number of threads and give the runtime of a configuration; what is still "auto" is measured.
 
@@ -165,11 +187,17 @@ def start(config: RuntimeConfig, world: World = ALONE) -> Runtime:
     )
 
 
+def _present() -> list[str]:
+    """Give the names that a device can be asked for by here, the best first behind "auto"."""
+    here = {"auto": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, is_here in here.items() if is_here]
+
+
 def _device(name: str) -> torch.device:
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = _present()
     if name == "auto":
-        name = next(device for device, here in present.items() if here)
-    if not present[name]:
+        name = present[1]
+    if name not in present:
         raise Refused(f"runtime.device={name}: torch sees no such device here; use runtime.device=auto or cpu")
     return torch.device(name)
 

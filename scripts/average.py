@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"warning: that is above {CLOSE:.0%}; a length nearer to {list(experiment.train.ema)} is closer to its name"
         )
-    model = assemble.stage(experiment, runtimes.start(experiment.runtime)).players["model"]
+    model = assemble.stage(experiment, runtimes.CPU).players["model"]
     parameters = [key for key, _ in model.named_parameters(remove_duplicate=False)]
     tensors = {name: history.total(stored, fit.coefficients, parameters)}
     sources = history.identities(wanted.step)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lab import runtime as runtimes
 from lab.errors import Refused
 from lab.rundir import RunDir
 from lab.training import checkpoint, snapshot
@@ -44,6 +45,9 @@ class Saved:
 def read(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -> Saved:
     """Read weights from a run's newest good checkpoint, or from a named one; "best" is the one of train.keep_best.
 
+    They are to be used on this machine, whatever machine trained them: ``experiment.runtime`` is as ``runtime.moved``
+    gives it.
+
     Args:
         path: the run's directory.
         checkpoint_name: of a folder, such as ``step-00001000``, or the hash of its tensors, which recipes hold.
@@ -56,6 +60,7 @@ def read(path: Path, checkpoint_name: str | None = None, weights: str = "ema") -
     """
     run = RunDir.view(path)
     experiment = experiments.load(run.config_path, [])
+    experiment = experiment.model_copy(update={"runtime": runtimes.moved(experiment.runtime, run.trained_on)})
     averages = [average_name(length) for length in experiment.train.ema]
     trained = {"ema": averages[0], "raw": None, **{name: name for name in averages}}
     root = run.checkpoints if weights in trained else run.averages / weights

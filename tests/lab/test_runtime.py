@@ -8,7 +8,7 @@ from torch import nn
 
 from lab import runtime as module
 from lab.errors import Refused
-from lab.runtime import Runtime, RuntimeConfig, resolve, start
+from lab.runtime import Runtime, RuntimeConfig, moved, resolve, start
 from lab.world import World
 
 CPU = torch.device("cpu")
@@ -89,6 +89,27 @@ def test_an_absent_device_is_refused_with_a_remedy(device: str, act, monkeypatch
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(Refused, match=f"runtime.device={device}.*runtime.device=auto or cpu"):
         act(RuntimeConfig.model_validate({"device": device}))
+
+
+@pytest.mark.parametrize(
+    ("config", "trained_on", "expected"),
+    [
+        ({"device": "cuda", "precision": "bf16"}, "cuda", {"device": "auto", "precision": "fp32"}),
+        ({"device": "auto", "precision": "fp16"}, "cuda", {"device": "auto", "precision": "fp32"}),
+        ({"device": "cuda", "precision": "fp32"}, "cuda", {"device": "auto", "precision": "fp32"}),
+        ({"device": "auto", "precision": "bf16"}, "cpu", {"device": "auto", "precision": "bf16"}),
+        ({"device": "cpu", "precision": "bf16"}, None, {"device": "cpu", "precision": "bf16"}),
+    ],
+)
+def test_a_run_of_another_device_is_used_in_float32(
+    config: dict, trained_on: str | None, expected: dict, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    before = RuntimeConfig.model_validate({**config, "channels_last": True})
+    after = moved(before, trained_on)
+    assert after == RuntimeConfig.model_validate({**expected, "channels_last": True})
+    assert bool(caplog.messages) == (before.precision != after.precision)
 
 
 def test_the_measurement_is_a_time_and_leaves_no_trace() -> None:

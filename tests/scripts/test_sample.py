@@ -113,6 +113,21 @@ def test_a_run_is_drawn_as_it_was_trained(script: Scripts, tmp_path: Path) -> No
     assert (denoiser.schedule, denoiser.parameterization) == (Flow(shift=2.0), X0())
 
 
+def test_a_run_of_a_gpu_is_drawn_without_one(script: Scripts, reference: Path, tmp_path: Path) -> None:
+    shutil.copytree(reference, run := tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    there = config.replace("device: cpu\n  precision: fp32", "device: cuda\n  precision: bf16")
+    assert there != config
+    (run / "config.yaml").write_text(there)
+    environment = json.loads((run / "environment.json").read_text())
+    environment["processes"][-1]["device"] = "cuda:0"
+    (run / "environment.json").write_text(json.dumps(environment))
+    done = script("sample", run, PROMPT, "--num", 1, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "trained on cuda in bf16; computed on cpu in fp32 here" in done.err
+    assert recipes(tmp_path / "out")[0]["precision"] == "fp32"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
