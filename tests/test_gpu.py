@@ -109,7 +109,7 @@ def test_a_run_moves_from_the_gpu_to_the_cpu(script: Scripts, tmp_path: Path) ->
     moved = ("train", TINY, *STEADY, "--run", tmp_path / "moved")
     faults = [(all_bits,), (signal_at, "loss", 8, SIGTERM)]  # in step 4, of two passes each
     [first] = script.together(*moved, GPU, faults=[faults])
-    then = script(*moved)
+    then = script("train", "--resume", tmp_path / "moved", "runtime.device=cpu")
     assert (whole.code, first.code, then.code) == (0, 128 + SIGTERM, 0), first.err + then.err
     torch.testing.assert_close(losses(tmp_path / "moved"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
 
