@@ -20,6 +20,7 @@ How to read the picture that a run saves at its start, where noise is on the lef
 Source: Kingma and Gao 2023, arXiv:2303.00848, sec. 3 (weight and distribution of levels as one function).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -77,10 +78,13 @@ def curves(
     return Curves(grid, level.density, on_x0, level.density * on_x0, level.density * on_target)
 
 
+@lru_cache(maxsize=8)
 def chart(
     schedule: AnySchedule, parameterization: AnyParameterization, weight: AnyWeight, times: AnyTimes
 ) -> Image.Image:
     """Draw the curves; the module's text says how to read them.
+
+    Drawn once for what was asked and kept, since it takes as long as many a step: the picture is only to be read.
 
     Args:
         schedule, parameterization, weight, times: as in ``curves``.

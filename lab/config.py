@@ -107,6 +107,8 @@ def json_schema(schema: type[Config]) -> Tree:
 
 def merge(base: Tree, over: Tree) -> Tree:
     """Lay one tree over another: mappings merge, lists are replaced, another ``kind`` replaces its node."""
+    if not over:
+        return base
     return _plain(OmegaConf.merge(_branches(_without_stale_kinds(base, over)), _branches(over)))
 
 

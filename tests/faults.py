@@ -348,34 +348,22 @@ def serve(orders: Iterator[str]) -> None:
     """Fork a child per order and answer with how it ended; import and warm up what every fork would, before."""
     for name in HEAVY:
         importlib.import_module(name)
-    if importlib.util.find_spec("matplotlib"):
-        draw()
 
+    from diffusion.stage import charts_of
     from lab import environment
     from lab.text.clip import _tokenizer
     from scripts.assembly import experiments
 
     _tokenizer()
     environment.versions()
-    experiments.load(TINY, [])
+    tiny: Any = experiments.load(TINY, [])
+    if importlib.util.find_spec("matplotlib"):
+        charts_of(tiny.stage)  # the first plot also looks for fonts
     gc.freeze()  # or a child copies every page that its collector looks at
     answers = os.fdopen(os.dup(1), "w")
     for line in orders:
         answers.write(json.dumps(fork(json.loads(line))) + "\n")
         answers.flush()
-
-
-def draw() -> None:
-    """Draw a plot of text and lines: the first one looks for fonts, and the forks need not."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = FigureCanvasAgg(figure := Figure())
-    axes = figure.subplots()
-    axes.semilogy([1, 2], label="a line")
-    axes.set_title("a title")
-    axes.legend()
-    canvas.draw()
 
 
 def fork(order: dict[str, Any]) -> list[dict[str, Any]]:

@@ -124,5 +124,6 @@ def test_without_matplotlib_there_is_a_remedy_instead(
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    chart.cache_clear()
     assert stage.charts() == {}
     assert "pip install 'wordbrush[plots]'" in caplog.text
