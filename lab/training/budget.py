@@ -1,8 +1,9 @@
 """A run that ends at a given time: its last step is decided once, from the speed so far, and is a number from then on.
 
-The rate stays at its peak until the time that is left is the decay's share of the budget. Then the steps that fit into
-it are counted out, and the rate falls over them. The decision is saved at once with a checkpoint, so that everything is
-a function of the step again, also after a resume on a slower machine.
+The rate stays at its peak until the time that is left is the decay's share of the budget, or the steps that are left
+the same share of the most there may be. Then the steps that fit into both are counted out, and the rate falls over
+them. The decision is saved at once with a checkpoint, so that everything is a function of the step again, also after a
+resume on a slower machine.
 """
 
 import re
@@ -55,7 +56,7 @@ class Budget:
         """
         self._ends.append(seconds)
         left = AIM * self.seconds - seconds
-        if left > self.decay_share * self.seconds and step < self.most:
+        if left > self.decay_share * self.seconds and step < (1 - self.decay_share) * self.most:
             return None
         measured = len(self._ends) - 1
         per_step = (self._ends[-1] - self._ends[0]) / measured if measured > 0 else seconds / step

@@ -70,9 +70,11 @@ def test_it_ends_within_3_percent_before_the_budget(step_seconds) -> None:
 
 def test_it_makes_no_more_steps_than_were_asked_for() -> None:
     ending, _ = run(Budget(1000, 0.25, 1600), lambda step: 0.5)
-    assert (ending.decay_from, ending.last) == (1470, 1600)
+    assert ending == Ending(1200, 1600)  # the rate falls over its whole share also where time is left
     ending, _ = run(Budget(1000, 0.25, 100), lambda step: 0.5)
-    assert ending == Ending(100, 100)
+    assert ending == Ending(75, 100)
+    ending, _ = run(Budget(1000, 0.25, 2000), lambda step: 0.64)
+    assert ending == Ending(1149, 1539)  # time decides, though steps are left
 
 
 def test_a_budget_smaller_than_a_step_ends_after_it() -> None:
