@@ -2,7 +2,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
@@ -263,6 +263,22 @@ def test_the_json_schema_carries_the_documentation() -> None:
     described = json_schema(Whole)["$defs"]["Train"]
     assert described["properties"]["steps"]["description"] == "Optimizer steps."
     assert described["additionalProperties"] is False
+
+
+class Longer(Train):
+    TIMES: ClassVar[int] = 3
+    """What no configuration can say."""
+    rate: float = 1.0
+    """Peak of the learning rate,
+    at the first step.
+    """
+
+
+def test_documentation_is_inherited_and_may_have_several_lines() -> None:
+    described = json_schema(Longer)["properties"]
+    assert described["steps"]["description"] == "Optimizer steps."
+    assert described["rate"]["description"] == "Peak of the learning rate,\nat the first step."
+    assert "TIMES" not in described
 
 
 def test_a_misspelt_key_is_reported_without_torch() -> None:

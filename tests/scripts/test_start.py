@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import ENVIRONMENT, ROOT, TINY
+from tests.faults import ENVIRONMENT, ROOT, TINY, Scripts, in_good_order, wrong_loss
 
 SCRIPTS = ("prepare", "train", "sample", "evaluate", "average", "demo", "benchmark", "verify_resume")
 
@@ -95,21 +95,12 @@ def test_the_core_works_without_extras_and_without_a_network(tmp_path: Path) -> 
     assert list((tmp_path / "run" / "samples").glob("grid-*.png"))
 
 
-BROKEN = """
-import sys
-from diffusion import stage
-from scripts import train
-
-stage.square_error = None
-train.main(sys.argv[1:])
-"""
-
-
-def test_a_script_ends_by_itself_also_after_an_error_with_workers(tmp_path: Path) -> None:
+def test_a_script_ends_by_itself_also_after_an_error_with_workers(script: Scripts, tmp_path: Path) -> None:
     """Workers that ignore signals must not keep it."""
-    done = python("-c", BROKEN, TINY, "train.workers=1", "--run", tmp_path / "run")
-    assert done.returncode == 1
-    assert "TypeError: 'NoneType' object is not callable" in done.stderr
+    faults = [[(wrong_loss,), (in_good_order,)]]
+    (done,) = script.together("train", TINY, "train.workers=1", "--run", tmp_path / "run", faults=faults)
+    assert done.code == 1
+    assert "TypeError: 'NoneType' object is not callable" in done.err
 
 
 @pytest.mark.parametrize(("given", "heard"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
