@@ -11,14 +11,10 @@ What a run does with its configuration (identity, resume, run directories) does 
 imported: a misspelt key is reported before torch would have been loaded.
 """
 
-import ast
 import inspect
 import json
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,20 +117,12 @@ def json_schema(schema: type[Config]) -> Tree:
 
 
 def _documentation(schema: type[Config]) -> dict[str, str]:
-    """Read the strings under the fields of a class and of those that it inherits from, out of their source.
-
-    Only when a JSON schema is asked for: pydantic's own ``use_attribute_docstrings`` looks through all modules for each
-    class that is made, for half a second of every script's start.
-    """
+    """Read what the docstrings of a class, and of those that it inherits from, say of their attributes."""
     found: dict[str, str] = {}
     for each in reversed([each for each in schema.__mro__ if issubclass(each, Config)]):
-        with suppress(OSError):  # made and not written, as a generic class for one type
-            (written,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-            assert isinstance(written, ast.ClassDef)
-            for field, under in pairwise(written.body):
-                match field, under:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        found[name] = inspect.cleandoc(text)
+        attributes = inspect.cleandoc(each.__doc__ or "").partition("\nAttributes:\n")[2]
+        for names, text in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE):
+            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return found
 
 
