@@ -7,8 +7,10 @@ and scalars.
 Source: YAML 1.2.2, section 10.3.2.
 """
 
+import copy
 import math
 import re
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -38,6 +40,12 @@ def read(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, or not of what is read here.
     """
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """A script reads a run's configuration several times, and PyYAML is slow."""
     loader = Loader(text)
     try:
         return loader.get_single_data()

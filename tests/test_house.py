@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -51,11 +52,16 @@ def name_of(path: Path) -> str:
 SOURCES = {name_of(path): path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))}
 
 
+@cache
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """Everything in the tree of a module, once for all checks."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
 def imports(module: str, source: str, known: set[str]) -> Iterator[str]:
     """What a module imports, also inside functions; ``from a import b`` is a.b where that is a module."""
-    tree = ast.parse(source)
-    for_types = {id(inner) for node in ast.walk(tree) if is_type_checking(node) for inner in ast.walk(node)}
-    for node in ast.walk(tree):
+    for_types = {id(inner) for node in nodes(source) if is_type_checking(node) for inner in ast.walk(node)}
+    for node in nodes(source):
         if id(node) in for_types:
             continue
         if isinstance(node, ast.Import):
@@ -111,7 +117,7 @@ def prints(sources: dict[str, str]) -> list[str]:
         f"{module}: line {node.lineno}"
         for module, source in sources.items()
         if not within(module, "scripts")
-        for node in ast.walk(ast.parse(source))
+        for node in nodes(source)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
 
@@ -122,14 +128,15 @@ def unsafe(sources: dict[str, str]) -> Iterator[str]:
         for target in imports(module, source, set(sources)):
             if any(within(target, package) for package in UNSAFE_MODULES):
                 yield f"{module}: {target}"
-        for node in ast.walk(ast.parse(source)):
+        for node in nodes(source):
             if isinstance(node, ast.ImportFrom):
                 yield from (f"{module}: {n}" for a in node.names if (n := f"{node.module}.{a.name}") in UNSAFE_CALLS)
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 if called in UNSAFE_CALLS:
                     yield f"{module}: {called}"
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                named = (keyword for keyword in node.keywords if keyword.arg in UNSAFE_SETTINGS)
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in named}
                 yield from (
                     f"{module}: {key}={value}" for key, value in UNSAFE_SETTINGS.items() if given.get(key) == value
                 )

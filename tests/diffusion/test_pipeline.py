@@ -59,8 +59,8 @@ SAMPLERS: dict[str, dict[str, object]] = {
     "ddim": {},
     "ddpm": {"sampler": "ddpm"},
     "eta": {"eta": 0.7},
-    "sde": {"sampler": "dpmpp_2m", "eta": 1.0},
-    "unipc": {"sampler": "unipc_3", "spacing": "logsnr"},
+    "sde": {"sampler": "dpmpp_2m", "eta": 1.0, "steps": 3},
+    "unipc": {"sampler": "unipc_3", "spacing": "logsnr", "steps": 3},
 }
 CASES = [
     *(pytest.param(FP32, name, seed, id=f"{name}-{seed}") for name in ("ddim", "ddpm") for seed in range(8)),
@@ -90,7 +90,7 @@ def test_an_image_does_not_depend_on_what_it_was_asked_for_with(
     """Eight at once, one by one, as 3 + 3 + 2, and in another order; the last chunk is padded in most of them."""
     monkeypatch.setattr("os.fsync", lambda file: None)  # hundreds of files that nobody will miss
     pipeline = Pipeline(runtime.place(tiny()), Pixels(), 8, runtime)
-    sampling = SamplingConfig.model_validate({"steps": 3, "chunk": 4, **SAMPLERS[name]})
+    sampling = SamplingConfig.model_validate({"steps": 2, "chunk": 4, **SAMPLERS[name]})
     eight = draw(pipeline, REQUESTS, sampling, seed)
     files = [png(image, tmp_path / "eight.png") for image in eight]
     assert len(set(files)) == 8
@@ -224,7 +224,8 @@ def test_times_lie_on_the_cpu_and_nothing_is_computed_between_devices(
 ) -> None:
     """On torch's device without numbers, which refuses to compute with those of the CPU, and to be looked at."""
     model, meta = tiny().to("meta"), torch.device("meta")
-    sampling = SamplingConfig.model_validate({"sampler": name, "steps": 4, "guidance": 2.0, "guide": guide})
+    steps = 4 if name in ("unipc_3", "lms") else 2  # so many that the method looks back as far as it does
+    sampling = SamplingConfig.model_validate({"sampler": name, "steps": steps, "guidance": 2.0, "guide": guide})
     times = times_of(sampling, model.denoiser.schedule)
     denoise = Pipeline(model, Pixels(), 8, Runtime(meta)).guided([Request("a red circle")], sampling, times)
     heard: set[torch.device] = set()

@@ -266,6 +266,12 @@ def test_diff_names_what_changed(preset: Path) -> None:
     ]
 
 
+def test_what_is_made_of_a_text_does_not_change_what_it_says() -> None:
+    first = read("a: {b: [1]}")
+    first["a"]["b"].append(2)
+    assert read("a: {b: [1]}") == {"a": {"b": [1]}}
+
+
 def test_the_json_schema_carries_the_documentation() -> None:
     described = json_schema(Whole)["$defs"]["Train"]
     assert described["properties"]["steps"]["description"] == "optimizer steps."
