@@ -232,7 +232,7 @@ def wrong_loss() -> None:
 
 
 def in_good_order() -> None:
-    """Let the interpreter go down as it does by itself: what is registered for that runs, and threads end first."""
+    """Let the interpreter go down as it does by itself: what is registered for that runs (see ``play``)."""
 
 
 def small_disk(num_bytes: int) -> None:
