@@ -145,7 +145,7 @@ def moved(config: RuntimeConfig, trained_on: str | None) -> RuntimeConfig:
     """Give the configuration with which a run's weights are used on this machine, wherever they were trained.
 
     A device that is not here gives way to the best that is. On another kind of device than the run's, networks compute
-    in float32, whose bits all devices agree on, and which none is slow in.
+    in float32, the type of the weights, which every device has and none is hopelessly slow in.
 
     Args:
         config: the run's own, with precision and layout found.
