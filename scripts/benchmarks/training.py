@@ -1,17 +1,18 @@
 """How fast the trainer's step is with its loader and with one batch kept in memory, and what a step consists of.
 
-Where a text encoder is frozen, a third side encodes every caption anew, as if there were no cache. All sides are whole
-trainers in a temporary folder, which take turns for a few steps each. Checkpoints are written between the turns and do
-not count.
+Both are steps of one trainer in a temporary folder, which takes every other batch from memory: what else the machine
+does meets both alike. Where a text encoder is frozen, another trainer takes turns with it and encodes every caption
+anew, as if there were no cache. Checkpoints are written between the turns and do not count.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Generator, Mapping, MutableMapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, cast
 
 import torch
@@ -49,6 +50,34 @@ class Kept:
         """Give the batches round and round."""
         while True:
             yield from self.window
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """Gives steps from a loader and steps from memory in turn, in the place of a loader.
+
+    Attributes:
+        loader: loads.
+        window: the batches of one step, which are kept.
+        length: steps before the other side's turn. Workers load ahead, so their turns are long, and each starts anew.
+    """
+
+    loader: Loader
+    window: Sequence[Batch]
+    length: int
+
+    def batches(self, start: int, sizes: Sequence[int], skipped: int = 0) -> Generator[Batch, None, None]:
+        """Give ``length`` loaded steps, as many kept ones, and so on; see ``Loader.batches``."""
+        while True:
+            with closing(self.loader.batches(start, sizes, skipped)) as loaded:
+                for _ in range(self.length):
+                    samples = 0
+                    while samples < sum(sizes):
+                        yield (batch := next(loaded))
+                        samples += len(batch)
+            start += self.length * (sum(sizes) + skipped)
+            for _ in range(self.length):
+                yield from self.window
 
 
 class Clocked:
@@ -112,25 +141,24 @@ def benchmark(options: argparse.Namespace) -> int:
     presets = [word for word in options.words if "=" not in word] or [PRESET]
     overrides = [word for word in options.words if "=" in word]
     quiet = ["train.preview_every=0", "evaluate.every_steps=0", "train.log_every=1"]
-    far = f"train.checkpoint_every={(options.steps + 1) * (options.repeats + 1)}"
+    far = f"train.checkpoint_every={2 * (options.steps + 1) * (options.repeats + 1)}"
     preset = Path(presets[0])
     experiment = assemble.complete(experiments.diffusion(experiments.load(preset, [*overrides, *quiet, far]), preset))
     if uncached(experiment):
         print(checkup.fill(experiment.data, checkup.encoder(experiment)))
     with tempfile.TemporaryDirectory() as folder:
-        speeds, shares = measure(experiment, Path(folder), options.steps, options.repeats)
-    loader, kept = median(speeds["loader"]), median(speeds["kept"])
-    runtime, threads = experiment.runtime, torch.get_num_threads()
-    print(f"{preset}: batch {experiment.train.batch}, {runtime.precision}, {threads} threads")
-    print(
-        f"images per second: loader {loader:.1f}, one batch in memory {kept:.1f}; ratio {loader / kept:.3f}; ", end=""
-    )
-    print(met(loader / kept, BAR, at_least=True))
+        seconds, shares = measure(experiment, Path(folder), options.steps, options.repeats)
+    runtime, threads, batch = experiment.runtime, torch.get_num_threads(), experiment.train.batch
+    speeds = {name: batch / median(taken) for name, taken in seconds.items()}
+    print(f"{preset}: batch {batch}, {runtime.precision}, {threads} threads")
+    print(f"images per second: loader {speeds['loader']:.1f}, one batch in memory {speeds['kept']:.1f}")
+    pairs = [kept / loaded for kept, loaded in zip(seconds["kept"], seconds["loader"], strict=True)]
+    low, middle, high = quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
+    print(f"their ratio in {len(pairs)} pairs of steps: {middle:.3f} (quartiles {low:.3f} - {high:.3f}); ", end="")
+    print(met(middle, BAR, at_least=True))
     if "encoding" in speeds:
-        encoding = median(speeds["encoding"])
-        print(
-            f"encoding the captions in the loop {encoding:.1f}; with the text cache {loader / encoding:.2f} times that"
-        )
+        gain = speeds["loader"] / speeds["encoding"]
+        print(f"encoding the captions in the loop {speeds['encoding']:.1f}; with the text cache {gain:.2f} times that")
     if (memory := runtimes.start(runtime).peak_memory()) is not None:
         print(f"peak memory of the GPU, all sides: {memory:.2f} GiB")
     print("share of a step:   " + ", ".join(f"{part} {shares[part]:.1%}" for part in PARTS))
@@ -147,32 +175,35 @@ def measure(
     Args:
         experiment: completed; every step of it is logged.
         folder: for the runs.
-        steps: measured per turn, after one that is not, since workers start in it.
-        repeats: measured turns of each side, after one that is not.
+        steps: of each side measured per turn, after one that is not, since workers start in it.
+        repeats: measured turns, after one that is not.
 
     Returns:
-        Images per second of each turn by side, "loader", "kept" and, where a frozen text encoder has a cache,
-        "encoding"; and the share of each part of a step with the loader.
+        Seconds of each step by side, "loader", "kept" (step k of both were neighbours, without workers) and, where a
+        frozen text encoder has a cache, "encoding"; and the share of each part of a step with the loader.
     """
-    batch = experiment.train.batch
-    sides = {"loader": experiment, "kept": experiment}
-    if without := uncached(experiment):
-        sides["encoding"] = without
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    batch, length = experiment.train.batch, steps + 1 if experiment.train.workers else 1
+    without = uncached(experiment)
+    seconds: dict[str, list[float]] = {name: [] for name in ("loader", "kept", *(("encoding",) if without else ()))}
     parts = dict.fromkeys(PARTS, 0.0)
     for turn in tqdm(range(repeats + 1), unit="turn", desc="train"):
-        for name in speeds if turn % 2 else reversed(speeds):
-            lines, clock = _turn(sides[name], folder / name, (turn + 1) * (steps + 1), keep=name == "kept")
-            seconds = [batch / line["time/images_per_second"] for line in lines]
-            if turn == 0:
-                continue
-            speeds[name].append(batch * steps / sum(seconds[1:]))
-            if name == "loader":
-                data = sum(s * line["time/data_wait_share"] for s, line in zip(seconds, lines, strict=True))
-                rest = sum(seconds) - data - sum(clock.seconds.values())
-                for part, value in {**clock.seconds, "data": data, "rest": rest}.items():
-                    parts[part] += value
-    return speeds, {part: value / sum(parts.values()) for part, value in parts.items()}
+        until = (turn + 1) * (steps + 1)
+        lines, clock = _turn(experiment, folder / "cached", 2 * until, length)
+        sides = {
+            name: [line for k, line in enumerate(lines) if k // length % 2 == number]
+            for number, name in enumerate(("loader", "kept"))
+        }
+        if without:
+            sides["encoding"], _ = _turn(without, folder / "encoding", until)
+        if turn == 0:
+            continue
+        for name, own in sides.items():
+            seconds[name].extend(_seconds(line, batch) for line in own[1:])
+        rest = sum(_seconds(line, batch) - _waited(line, batch) for line in lines) - sum(clock.seconds.values())
+        data = 2 * sum(_waited(line, batch) for line in sides["loader"])  # the other parts are those of both sides
+        for part, value in {**clock.seconds, "data": data, "rest": rest}.items():
+            parts[part] += value
+    return seconds, {part: value / sum(parts.values()) for part, value in parts.items()}
 
 
 def uncached(experiment: DiffusionExperiment) -> DiffusionExperiment | None:
@@ -186,17 +217,30 @@ def uncached(experiment: DiffusionExperiment) -> DiffusionExperiment | None:
     return experiment.model_copy(update={"text": without})
 
 
+def _seconds(line: Mapping[str, Any], batch: int) -> float:
+    """Give how long the step of a line of the log took."""
+    return float(batch / line["time/images_per_second"])
+
+
+def _waited(line: Mapping[str, Any], batch: int) -> float:
+    """Give how long it waited for data."""
+    return _seconds(line, batch) * float(line["time/data_wait_share"])
+
+
 def _turn(
-    experiment: DiffusionExperiment, folder: Path, until: int, *, keep: bool
+    experiment: DiffusionExperiment, folder: Path, until: int, length: int | None = None
 ) -> tuple[list[dict[str, Any]], Clocked]:
-    """Train a run on to a step; give its new lines of the log, and the clock of its parts."""
+    """Train a run on to a step; give its new lines of the log, and the clock of its parts.
+
+    Where a length is given, so many steps are loaded and as many kept, in turn.
+    """
     longer = experiment.model_copy(update={"train": experiment.train.model_copy(update={"steps": until})})
     with RunDir.open(folder) if RunDir.is_run(folder) else RunDir.create(folder, longer) as rundir:
         before = len(list(rundir.metrics()))
         trainer = assemble.trainer(longer, rundir)
-        if keep:
+        if length is not None:
             window = [trainer.loader.batch(range(size)) for size in longer.train.windows()]
-            trainer.loader = cast(Loader, Kept(window))
+            trainer.loader = cast(Loader, Alternating(trainer.loader, window, length))
         trainer.stage = trainer.updater.stage = clock = Clocked(trainer.stage)
         clock.watch(trainer.updater.optimizers["model"])
         trainer.fit()
