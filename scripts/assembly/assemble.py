@@ -43,7 +43,7 @@ from superres.cascade_stage import CascadeConfig, CascadeStage
 from superres.fast_stage import FastStage, FastStageConfig
 from superres.stage import GrownConfig
 from vae.codec import Pixels
-from vae.stage import AutoencoderStage
+from vae.stage import AutoencoderStage, VaeConfig
 
 AnyStage = DiffusionStage | AutoencoderStage | FastStage | CascadeStage | ScorerStage
 Asked = TypeVar("Asked", bound=AnyExperiment)
@@ -74,7 +74,9 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
     else:
         runtime = runtimes.resolve(asked.runtime)
     before = known.text if known else None
-    text = selection.complete(asked.text, before, lambda: source(asked.data).captions(), asked.runtime.allow_download)
+    hears = not isinstance(asked.stage, VaeConfig | FastStageConfig)
+    captions = source(asked.data).captions if hears else tuple[str, ...]
+    text = selection.complete(asked.text, before, captions, asked.runtime.allow_download)
     completed = asked.model_copy(update={"runtime": runtime, "text": text, "stage": _completed(asked, known)})
     check_size(completed)
     return completed

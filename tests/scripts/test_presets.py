@@ -9,10 +9,12 @@ import torch
 from lab import runtime as runtimes
 from lab.config import dump, load
 from lab.data.collection import Collection
+from lab.data.shapes import Shapes
 from lab.data.sources import source
 from lab.errors import Refused
 from lab.runtime import RuntimeConfig
 from lab.text import selection
+from lab.text.clip import ClipConfig, vocabulary
 from lab.text.frozen import PretrainedConfig
 from lab.text.weights import Identity
 from scripts.assembly import assemble, experiments, latent
@@ -90,3 +92,22 @@ def test_the_refusal_of_the_emoji_names_the_command_that_makes_them(script: Scri
     assert "none: no such folder" in line
     assert line.endswith("to have it: python scripts/prepare.py emoji data")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [("tiny", True), ("tiny_cascade", True), ("tiny_scorer", True), ("tiny_vae", False), ("tiny_fast", False)],
+)
+def test_captions_are_read_only_for_what_hears_them(name: str, reads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = experiments.load(ROOT / "tests" / f"{name}.yaml", ["runtime.precision=fp32"])
+    monkeypatch.setattr(Shapes, "captions", lambda _: ["a red fox"])
+    text = assemble.complete(asked).text
+    assert isinstance(text, ClipConfig)
+    assert text.vocabulary == vocabulary(["a red fox"] if reads else [])
+
+
+def test_a_run_that_once_read_captions_in_vain_goes_on() -> None:
+    asked = experiments.load(ROOT / "tests" / "tiny_vae.yaml", ["runtime.precision=fp32"])
+    old = asked.text.model_copy(update={"vocabulary": vocabulary(["a red fox"])})
+    before = assemble.complete(asked).model_copy(update={"text": old})
+    assert assemble.complete(asked, before) == before
