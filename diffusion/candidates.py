@@ -66,7 +66,8 @@ class Candidates:
         self, pipeline: Pipeline, prompts: Sequence[Request], seed: int, sampling: SamplingConfig, poll: Poll
     ) -> None:
         self.pipeline, self.prompts, self.seed, self.sampling, self.poll = pipeline, prompts, seed, sampling, poll
-        self.times = times_of(sampling, pipeline.model.denoiser.schedule)
+        denoiser = pipeline.model.denoiser
+        self.times = times_of(sampling, denoiser.schedule, denoiser.parameterization)
         self.evaluations = 0
         self._walks: dict[tuple[int, int], _Walk] = {}
 

@@ -6,10 +6,11 @@ Every parameterization is three numbers per noise level,
 
 and the network's own target is what makes x0_hat equal x0. ``into`` brings the network's input to unit variance, for
 data of unit variance (of variance sigma_data^2 for ``Edm``). All but ``Eps`` are finite at every level, pure noise
-(alpha = 0) and pure data (sigma = 0) included, on schedules that preserve variance and on those that do not.
+(alpha = 0) and pure data (sigma = 0) included, on schedules that preserve variance and on those that do not. ``signal``
+says from which share of signal on, alpha / sqrt(alpha^2 + sigma^2), the prediction is of use: there walks begin.
 """
 
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -29,6 +30,8 @@ class Scales(NamedTuple):
 class Parameterization(Protocol):
     """A function (alpha, sigma) -> Scales, with the target it implies."""
 
+    signal: ClassVar[float]
+
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
         """Give skip, out and into, each shaped like ``alpha``."""
         ...
@@ -45,9 +48,14 @@ def _into(alpha: Tensor, sigma: Tensor) -> Tensor:
 class Eps(Config):
     """The network predicts the noise: x0_hat = (x_t - sigma eps_hat) / alpha. Not finite where alpha = 0.
 
+    Near it the network's error is multiplied by sigma / alpha, 22,000 at the end of a cosine schedule, so a walk from
+    there is lost in its first step. Others clamp x0_hat to the range of pictures; here walks begin at a signal of 0.05,
+    less than Stable Diffusion's begin at (docs/decisions/0006).
+
     Source: Ho et al. 2020, arXiv:2006.11239, eq. 15.
     """
 
+    signal: ClassVar[float] = 0.05
     kind: Literal["eps"] = "eps"
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
@@ -68,6 +76,7 @@ class Eps(Config):
 class X0(Config):
     """The network predicts the data itself."""
 
+    signal: ClassVar[float] = 0.0
     kind: Literal["x0"] = "x0"
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
@@ -86,6 +95,7 @@ class V(Config):
     that do not preserve variance.
     """
 
+    signal: ClassVar[float] = 0.0
     kind: Literal["v"] = "v"
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
@@ -109,6 +119,7 @@ class Velocity(Config):
     reversed.
     """
 
+    signal: ClassVar[float] = 0.0
     kind: Literal["flow"] = "flow"
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Scales:
@@ -133,6 +144,7 @@ class Edm(Config):
     Source: Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1.
     """
 
+    signal: ClassVar[float] = 0.0
     kind: Literal["edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0)
 

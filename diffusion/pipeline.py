@@ -6,6 +6,7 @@ depend on what it was asked for together with: matrix products round differently
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from diffusion.denoiser import Denoise
 from diffusion.framing import numbers
 from diffusion.guidance import GuidanceConfig, guide
 from diffusion.optimal_variance import OptimalVariance
+from diffusion.parameterization import Parameterization
 from diffusion.samplers import Churn, NoiseLike
 from diffusion.samplers.spacing import LOGSNR_LIMITS
 from diffusion.schedule import Linear, Quadratic, Schedule
@@ -166,8 +168,23 @@ def _variance_of(
     return measured
 
 
-def times_of(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
+def times_of(sampling: SamplingConfig, schedule: Schedule, parameterization: Parameterization) -> Tensor:
     """Give the times of a walk: (steps + 1,) float64, decreasing to 0.
+
+    All but given ones are shrunk to begin where the prediction is of use (``Parameterization.signal``).
+
+    Raises:
+        Refused: the schedule cannot be spaced so: its table is shorter than the walk, or ends within the limits.
+    """
+    times, signal = _spaced(sampling, schedule), parameterization.signal
+    if signal == 0 or sampling.spacing == "given":
+        return times
+    level = torch.tensor(2 * math.log(signal) - math.log1p(-(signal**2)), dtype=times.dtype)
+    return times * (schedule.t_of(level) / times[0]).clamp(max=1)
+
+
+def _spaced(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
+    """Give the times that a spacing says.
 
     Raises:
         Refused: the schedule cannot be spaced so: its table is shorter than the walk, or ends within the limits.
@@ -262,7 +279,7 @@ class Pipeline:
     def _chunk(self, requests: Sequence[Request], seed: int, sampling: SamplingConfig, poll: Poll) -> Tensor:
         noise = partial(self.noise, [key(seed, "sample", request.number) for request in requests])
         schedule = self.model.denoiser.schedule
-        times = times_of(sampling, schedule)
+        times = times_of(sampling, schedule, self.model.denoiser.parameterization)
         x = self.start(noise, len(requests), times)
         guided = self.guided(requests, sampling, times)
 

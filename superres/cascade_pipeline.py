@@ -90,7 +90,7 @@ class CascadePipeline:
         noise = partial(_noise, streams)
         shown = self._shown(small, noise)
         denoiser = self.model.of(shown, self._tiling)
-        times = times_of(self.sampling, denoiser.schedule)
+        times = times_of(self.sampling, denoiser.schedule, denoiser.parameterization)
         _, sigma = denoiser.schedule(times[:1])
         start = self.runtime.batch(sigma.item() * noise(shown.picture))
         cond = self.model.encode([request.prompt for request in requests])

@@ -137,5 +137,5 @@ def sampling(experiment: Experiment[DenoisingConfig], changes: Mapping[str, obje
         if choice in replaced:
             del own[setting]
     chosen = configuration.parse({**own, **changes}, SamplingConfig, "sampler settings")
-    times_of(chosen, experiment.stage.schedule)
+    times_of(chosen, experiment.stage.schedule, experiment.stage.parameterization)
     return chosen

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusion.condition import stack
 from diffusion.pipeline import Pipeline, Request, SamplingConfig
+from diffusion.samplers import trailing_times
 from diffusion.schedule import Schedule, angle
 from lab.errors import Refused
 from lab.randomness import key, standard_normal
@@ -101,7 +102,8 @@ def benchmark(options: argparse.Namespace) -> int:
     pipeline, experiment = subject(options)
     runtime = pipeline.runtime
     exact = replace(pipeline, runtime=replace(runtime, precision="fp32"))
-    shared = {"steps": options.steps, "spacing": "trailing", "eta": 0.0, "chunk": options.batch}
+    times = trailing_times(options.steps, TABLE).tolist()  # given, since theirs begins at t = 1 whatever is predicted
+    shared = {"steps": options.steps, "spacing": "given", "times": times, "eta": 0.0, "chunk": options.batch}
     print(f"batch {options.batch}; {runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads")
     for sampler, scheduler in SCHEDULERS.items():
         sampling = drawing.sampling(experiment, {"sampler": sampler, **shared})

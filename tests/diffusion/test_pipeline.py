@@ -16,9 +16,10 @@ from diffusion import samplers
 from diffusion.denoiser import Denoise
 from diffusion.guidance import GuidanceConfig, classifier_free
 from diffusion.optimal_variance import OptimalVariance
+from diffusion.parameterization import Eps, Parameterization, V
 from diffusion.pipeline import Pipeline, Request, Sampler, SamplingConfig, sampler_of, times_of, within_memory
 from diffusion.samplers import Churn, NoiseLike
-from diffusion.schedule import Cosine, Flow, Linear, Quadratic, Schedule
+from diffusion.schedule import Cosine, Flow, Karras, Linear, Quadratic, Schedule
 from diffusion.text_to_image import TextToImage
 from lab.errors import OutOfMemory, Refused
 from lab.images import save_png, to_uint8
@@ -226,7 +227,7 @@ def test_times_lie_on_the_cpu_and_nothing_is_computed_between_devices(
     model, meta = tiny().to("meta"), torch.device("meta")
     steps = 4 if name in ("unipc_3", "lms") else 2  # so many that the method looks back as far as it does
     sampling = SamplingConfig.model_validate({"sampler": name, "steps": steps, "guidance": 2.0, "guide": guide})
-    times = times_of(sampling, model.denoiser.schedule)
+    times = times_of(sampling, model.denoiser.schedule, model.denoiser.parameterization)
     denoise = Pipeline(model, Pixels(), 8, Runtime(meta)).guided([Request("a red circle")], sampling, times)
     heard: set[torch.device] = set()
 
@@ -390,7 +391,7 @@ def test_every_sampler_can_be_chosen_and_calls_the_denoiser_once_a_step(sampler:
 
     sampling, schedule = SamplingConfig.model_validate({"sampler": sampler, "steps": 5}), Flow()
     walk = sampler_of(sampling, torch.zeros_like)
-    end = walk(denoise, torch.ones(1, 1, 2, 2), times_of(sampling, schedule), schedule)
+    end = walk(denoise, torch.ones(1, 1, 2, 2), times_of(sampling, schedule, V()), schedule)
     assert calls == (9 if sampler == "heun" else 5)
     torch.testing.assert_close(end, torch.full_like(end, 0.3))
 
@@ -399,10 +400,51 @@ def test_every_sampler_can_be_chosen_and_calls_the_denoiser_once_a_step(sampler:
 @pytest.mark.parametrize("schedule", [Cosine(), Linear(), Quadratic(), Flow()], ids=lambda schedule: schedule.kind)
 def test_every_spacing_can_be_chosen(spacing: str, schedule: Schedule) -> None:
     given = {"times": (0.9, 0.4, 0.2, 0.0)} if spacing == "given" else {}
-    times = times_of(SamplingConfig.model_validate({"spacing": spacing, "steps": 3, **given}), schedule)
+    times = times_of(SamplingConfig.model_validate({"spacing": spacing, "steps": 3, **given}), schedule, V())
     assert times.shape == (4,)
     assert (times.diff() < 0).all()
     assert 0 == times[-1] < times[0] <= 1
+
+
+@pytest.mark.parametrize("spacing", EVERY_SPACING)
+@pytest.mark.parametrize("schedule", [Cosine(shift=1.4), Linear(), Quadratic(), Karras()], ids=lambda it: it.kind)
+def test_a_walk_begins_where_the_prediction_is_of_use(spacing: str, schedule: Schedule) -> None:
+    given = {"times": (1.0, 0.4, 0.2, 0.0)} if spacing == "given" else {}
+    sampling = SamplingConfig.model_validate({"spacing": spacing, "steps": 3, **given})
+    plain, made = (times_of(sampling, schedule, parameterization) for parameterization in (V(), Eps()))
+    starts = [alpha / (alpha**2 + sigma**2).sqrt() for alpha, sigma in (schedule(plain[0]), schedule(made[0]))]
+    if spacing == "given" or starts[0] >= Eps.signal:
+        assert torch.equal(made, plain)
+    else:
+        assert starts[1].item() == pytest.approx(Eps.signal, rel=1e-6)
+        torch.testing.assert_close(made / made[0], plain / plain[0])
+
+
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER)
+@pytest.mark.parametrize("parameterization", [Eps(), V()], ids=lambda it: it.kind)
+def test_a_small_error_of_the_network_stays_small_in_the_picture(
+    sampler: str, parameterization: Parameterization
+) -> None:
+    """Data is one picture of 0.3; the network is right but for 0.05, and says nothing larger than it ever had to."""
+    schedule = Cosine(shift=1.4)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule(t.double())
+        x0 = torch.full_like(x, 0.3)
+        scales = parameterization(alpha, sigma)
+        output = parameterization.target(x0, (x - alpha * x0) / sigma, alpha, sigma).clamp(-4, 4) + 0.05
+        return scales.skip * x + scales.out * output
+
+    sampling = SamplingConfig.model_validate({"sampler": sampler, "steps": 20})
+    times = times_of(sampling, schedule, parameterization)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    x = noise(torch.empty(1, 1, 8, 8, dtype=torch.float64))
+    end = sampler_of(sampling, noise)(denoise, x, times, schedule)
+    assert (end - 0.3).abs().max() < 0.3
 
 
 def test_an_optimal_variance_that_was_not_measured_is_refused_with_the_remedy(tiny: Tiny) -> None:
@@ -413,7 +455,7 @@ def test_an_optimal_variance_that_was_not_measured_is_refused_with_the_remedy(ti
 
 def test_a_walk_longer_than_its_table_is_refused_with_the_remedy() -> None:
     with pytest.raises(Refused, match="spacing trailing: 21 steps do not fit a table of 20: take at most 20"):
-        times_of(SamplingConfig(spacing="trailing", steps=21), Linear(steps=20))
+        times_of(SamplingConfig(spacing="trailing", steps=21), Linear(steps=20), V())
 
 
 @pytest.mark.parametrize(
