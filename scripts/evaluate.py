@@ -3,6 +3,7 @@
     python scripts/evaluate.py runs/demo                       # everything, into runs/demo/evaluation-<hash>.json
     python scripts/evaluate.py runs/demo --num 50              # quickly
     python scripts/evaluate.py runs/demo --num 500 --json out.json --guidance 2
+    python scripts/evaluate.py runs/demo --kinds full --metrics prompt                     # up to four objects
     python scripts/evaluate.py runs/demo --num 200 --best-of 1,2,4,8,16 --reject 12:0.5   # what selection gains
     python scripts/evaluate.py runs/demo --num 500 --best-of 1,2,4,8 --scorer runs/scorer # selected by a trained scorer
     python scripts/evaluate.py runs/demo --num 200 --guidance 1,1.5,2,3,5,8               # quality against guidance
@@ -16,10 +17,10 @@
 
 **A diffusion model of the Shapes**: whether it does what prompts say, and how close its pictures are to the world's.
 Prompts come from lists fixed by a seed, one picture each, none selected: ``pair`` (twice --num), held-out combinations,
-held-out phrasings and ``single``. A picture is right when everything its prompt states is right and nothing is added; a
-picture that cannot be read is wrong. Intervals are Wilson 95 % for proportions and as named for distances. What became
-of each prompt is kept beside the figures in ``*.outcomes.jsonl``, and the first pictures of each list in
-``*.pictures``: from these scripts/compare.py compares runs.
+held-out phrasings and ``single``, or those of --kinds. A picture is right when everything its prompt states is right
+and nothing is added; a picture that cannot be read is wrong. Intervals are Wilson 95 % for proportions and as named for
+distances. What became of each prompt is kept beside the figures in ``*.outcomes.jsonl``, and the first pictures of each
+list in ``*.pictures``: from these scripts/compare.py compares runs.
 
 What each figure says, what it takes and when to trust it stands in docs/evaluation.md. With --metrics only some are
 measured, or others: those that need weights from elsewhere, which are read from a file or a cache and known by their
@@ -113,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=500,
         help="prompts per kind (pairs and diversity get twice as many), or held-out pictures (default 500)",
+    )
+    add(
+        "--kinds",
+        metavar="NAME,NAME",
+        help="prompt lists of the Shapes: single, ordered, pair, count, full, each also with _heldout_combinations or "
+        "_heldout_phrasings (default: pairs and singles, and count and full where the run trains on them)",
     )
     add("--json", type=Path, help="where to write the figures (default RUN/evaluation-<hash>.json)")
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")

@@ -53,6 +53,10 @@ def evaluate(options: Namespace, world: World) -> Kept:
     if world.size > 1 and (options.best_of or not is_drawn):
         what = "--best-of" if is_drawn else f"{options.run} trains {experiments.SUBJECTS[experiment.stage.kind]}, which"
         raise Refused(f"{what} is measured by one process: leave torchrun out")
+    if options.kinds and (options.best_of or not isinstance(experiment.data, ShapesConfig) or not is_drawn):
+        raise Refused(
+            "--kinds are prompt lists of the Shapes, for runs that draw them and without --best-of: leave it out"
+        )
     if not is_drawn:
         if options.best_of:
             raise Refused("--best-of is for runs that draw from prompts: leave it out")
@@ -83,9 +87,10 @@ def _drawing(options: Namespace, world: World) -> tuple[Trained, SamplingConfig]
 
 def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Figures:
     """Whether the prompts of the Shapes are obeyed."""
+    kinds = measure.kinds_of(experiments.world_of(trained.experiment), options.kinds)
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:
-        found = measure.everything(trained, sampling, options.num, kept, stopper.check, asked)
+        found = measure.everything(trained, sampling, options.num, kept, stopper.check, asked, kinds)
         if not asked.world.is_first:
             return
         for kind, images in found.images.items():
@@ -95,7 +100,7 @@ def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, 
             outcomes.write(outcomes.path_of(path), found.prompts, found.verdicts)
         _write(path, found.figures)
 
-    what = {"num": options.num, **asked.identity}
+    what = {"num": options.num, **asked.identity, **({"kinds": kinds} if kinds != measure.KINDS else {})}
     return _once(options, "evaluation", [trained.origin, what], sampling, make, asked.world)
 
 

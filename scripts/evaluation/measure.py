@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.pipeline import Poll, Request, SamplingConfig
-from lab.data.shapes import Shapes, ShapesConfig, prompts, prompts_hash
+from lab.data.shapes import Preset, Shapes, ShapesConfig, prompts, prompts_hash
 from lab.evaluation.diversity import diversity
 from lab.evaluation.prompt_accuracy import Verdict, judge, shares
 from lab.images import from_uint8, to_uint8
@@ -26,6 +26,7 @@ from scripts.evaluation.panel import Panel
 from scripts.interface import gallery
 
 KINDS = ("pair", "pair_heldout_combinations", "pair_heldout_phrasings", "single")
+HARDER: tuple[Preset, ...] = ("count", "full")  # asked of runs that train on them
 PROMPT_SEED = 0  # settings of the sampler are chosen on lists of other seeds
 OPEN_PROMPT = "a red circle"
 SHOWN = 8  # pictures of each kind that are kept to be looked at
@@ -49,7 +50,29 @@ class Measured(NamedTuple):
     images: Mapping[str, Tensor]
 
 
-def everything(trained: Trained, sampling: SamplingConfig, num: int, kept: Path, poll: Poll, asked: Panel) -> Measured:
+def kinds_of(data: ShapesConfig, named: str | None) -> tuple[str, ...]:
+    """Give the prompt lists for a run: those that are named, or those of pairs and singles and what else it trains on.
+
+    Raises:
+        Refused: no such list.
+    """
+    if named is None:
+        return (*KINDS, *(kind for kind in HARDER if data.mixture.get(kind, 0) > 0))
+    kinds = tuple(dict.fromkeys(name.strip() for name in named.split(",")))
+    for kind in kinds:
+        prompts(kind, 0, PROMPT_SEED)
+    return kinds
+
+
+def everything(
+    trained: Trained,
+    sampling: SamplingConfig,
+    num: int,
+    kept: Path,
+    poll: Poll,
+    asked: Panel,
+    kinds: Sequence[str] = KINDS,
+) -> Measured:
     """Measure prompt accuracy, diversity, and likeness to held-out renders.
 
     Args:
@@ -60,13 +83,15 @@ def everything(trained: Trained, sampling: SamplingConfig, num: int, kept: Path,
             one is killed; the caller removes it.
         poll: called between steps, chunks and pictures.
         asked: which figures.
+        kinds: of prompts; likeness to renders is that of "pair", whether it is among them or not.
 
     Raises:
         Refused: the run's data is not the Shapes world.
     """
     world = world_of(trained.experiment)
     drawn = partial(draw, trained, sampling, kept, poll)
-    kinds = KINDS if "prompt" in asked.metrics else KINDS[: bool(asked.extractors)]
+    compared = ("pair",) if asked.extractors else ()
+    kinds = tuple(dict.fromkeys((*compared, *kinds))) if "prompt" in asked.metrics else compared
     lists = {kind: _prompts(kind, num) for kind in kinds}
     figures: dict[str, Any] = {
         "origin": dict(trained.origin),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion.pipeline import Request
-from lab.data.shapes import prompts
+from lab.data.shapes import Preset, ShapesConfig, prompts
 from lab.data.shapes_captions import parse
 from lab.data.shapes_render import render
 from lab.data.shapes_scene import draw
@@ -77,6 +77,26 @@ def test_only_what_is_asked_for_is_measured(script: Scripts, reference: Path, tm
     assert "single, words in disorder" in done.out
 
 
+def test_prompts_of_other_lists_are_measured_where_they_are_named(
+    script: Scripts, reference: Path, tmp_path: Path
+) -> None:
+    done = script(
+        *("evaluate", reference, "--num", 2, "--metrics", "prompt", "--kinds", "full,pair_heldout_phrasings,full"),
+        *("--json", tmp_path / "a.json"),
+    )
+    assert done.code == 0, done.err
+    shares = json.loads((tmp_path / "a.json").read_text())["prompt_accuracy"]
+    assert {kind: share["n"] for kind, share in shares.items()} == {"full": 2, "pair_heldout_phrasings": 2}
+    assert [line["prompt"] for line in outcomes.read(tmp_path / "a.outcomes.jsonl")["full"]] == [*prompts("full", 2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "more"), [({"single": 0.5, "ordered": 1.0}, []), ({"full": 0.5, "count": 0.0, "pair": 0.5}, ["full"])]
+)
+def test_a_run_is_asked_what_it_trains_on(mixture: dict[Preset, float], more: list[str]) -> None:
+    assert [*measure.kinds_of(ShapesConfig(mixture=mixture), None)] == [*KINDS, *more]
+
+
 def test_the_same_figures_are_not_measured_twice_and_no_file_is_overwritten(
     script: Scripts, reference: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +157,8 @@ def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: P
     [
         (("--num", 1, "--no-distances"), "--num 1: at least 2 prompts per kind"),
         (("--metrics", "prompt,fidd"), "--metrics fidd: no such metric; did you mean fid?; known are prompt, "),
+        (("--kinds", "pair,fulll", "--no-distances"), "no prompts of kind 'fulll'; known are single, ordered, pair, "),
+        (("--kinds", "full", "--best-of", "1,2"), "--kinds are prompt lists of the Shapes, for runs that draw them"),
         (("--metrics", "memorization"), "the Shapes are drawn anew for every sample"),
         (("--metrics", "fid", "--no-distances"), "--no-distances leaves nothing of --metrics"),
         (
