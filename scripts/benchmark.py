@@ -108,7 +108,12 @@ over samples and reference set. Nothing is written.
 
 def main(argv: Sequence[str]) -> int:
     """Measure; see the module's text."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "words")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings behind an option; argparse looks for them before the first one alone
+        options.words += rest
     match options.what:
         case "samplers":
             from scripts.benchmarks import samplers

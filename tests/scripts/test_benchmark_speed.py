@@ -32,7 +32,7 @@ from scripts.benchmarks import (
     training,
 )
 from scripts.benchmarks.timing import alternating
-from tests.faults import TINY
+from tests.faults import TINY, Scripts
 from tests.lab.data.test_finite import make
 from tests.scripts.test_benchmark import sampling, trained
 from vae.codec import Pixels
@@ -157,6 +157,20 @@ def test_what_a_text_cache_saves_is_told(
     loader, encoding, gain = map(float, found.groups())
     assert encoding < 6  # batches of 6 wait for the encoder, which takes a second
     assert 1.3 < gain == pytest.approx(loader / encoding, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("train {tiny} --alone train.batchh=3", "{tiny}: train.batchh: unknown key (given 3); did you mean "),
+        ("train {tiny} --alonee", "unrecognized arguments: --alonee"),
+        ("evaluation --num 20 {tiny}", "unrecognized arguments: {tiny}"),
+    ],
+)
+def test_settings_may_stand_behind_an_option(script: Scripts, words: str, answer: str) -> None:
+    done = script("benchmark", *words.format(tiny=TINY).split())
+    assert (done.code, done.out) == (2, "")
+    assert answer.format(tiny=TINY) in done.err.splitlines()[-1]
 
 
 BERT, CLIP = "{kind: auto, pretrained: bert%s}", "{kind: clip, width: 16, layers: 1, heads: 2}"
