@@ -4,6 +4,7 @@ Imported inside the scripts' ``main``, after the arguments are read: it brings i
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -74,8 +75,10 @@ def complete(asked: Asked, known: AnyExperiment | None = None) -> Asked:
     else:
         runtime = runtimes.resolve(asked.runtime)
     before = known.text if known else None
-    hears = not isinstance(asked.stage, VaeConfig | FastStageConfig)
-    captions = source(asked.data).captions if hears else tuple[str, ...]
+
+    def captions() -> Iterable[str]:  # asked for only where they are not known from before
+        return () if isinstance(asked.stage, VaeConfig | FastStageConfig) else source(asked.data).captions()
+
     text = selection.complete(asked.text, before, captions, asked.runtime.allow_download)
     completed = asked.model_copy(update={"runtime": runtime, "text": text, "stage": _completed(asked, known)})
     check_size(completed)
