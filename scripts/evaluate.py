@@ -119,7 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         "--kinds",
         metavar="NAME,NAME",
         help="prompt lists of the Shapes: single, ordered, pair, count, full, each also with _heldout_combinations or "
-        "_heldout_phrasings (default: pairs and singles, and count and full where the run trains on them)",
+        "_heldout_phrasings (default: pairs and singles, and count and full where the run trains on them); "
+        "distances are those of pairs, which are then drawn too",
     )
     add("--json", type=Path, help="where to write the figures (default RUN/evaluation-<hash>.json)")
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")

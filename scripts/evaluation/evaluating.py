@@ -87,6 +87,8 @@ def _drawing(options: Namespace, world: World) -> tuple[Trained, SamplingConfig]
 
 def _of_prompts(options: Namespace, trained: Trained, sampling: SamplingConfig, asked: Panel) -> Figures:
     """Whether the prompts of the Shapes are obeyed."""
+    if options.kinds and "prompt" not in asked.metrics:
+        raise Refused("--kinds says which prompts are judged, and --metrics leaves that out: add prompt to it")
     kinds = measure.kinds_of(experiments.world_of(trained.experiment), options.kinds)
 
     def make(sampling: SamplingConfig, path: Path, kept: Path, stopper: Stopper) -> None:

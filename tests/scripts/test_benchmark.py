@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.parameterization import V
 from diffusion.pipeline import SamplingConfig, times_of
 from diffusion.schedule import logsnr
 from lab.errors import BadData, Refused
@@ -68,8 +67,9 @@ def test_calls_and_evaluations_are_counted(
 
 def test_where_guidance_is_off_there_is_one_evaluation_per_call(trained: Trained) -> None:
     limited = sampling(guidance=2.0, steps=8, guide={"interval": (-3.0, 3.0)})
-    schedule = trained.pipeline.model.denoiser.schedule
-    levels = logsnr(*schedule(times_of(limited, schedule, V())[:-1]))
+    denoiser = trained.pipeline.model.denoiser
+    times = times_of(limited, denoiser.schedule, denoiser.parameterization)
+    levels = logsnr(*denoiser.schedule(times[:-1]))
     inside = int(((levels >= -3) & (levels <= 3)).sum())
     assert 0 < inside < 8
     assert walk(trained.pipeline, wanted(1, seed=2)[0], 2, limited).evaluations == 8 + inside

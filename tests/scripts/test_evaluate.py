@@ -158,6 +158,7 @@ def test_distances_come_with_their_extractor_and_n(script: Scripts, reference: P
         (("--num", 1, "--no-distances"), "--num 1: at least 2 prompts per kind"),
         (("--metrics", "prompt,fidd"), "--metrics fidd: no such metric; did you mean fid?; known are prompt, "),
         (("--kinds", "pair,fulll", "--no-distances"), "no prompts of kind 'fulll'; known are single, ordered, pair, "),
+        (("--kinds", "full", "--metrics", "diversity"), "--kinds says which prompts are judged, and --metrics leaves"),
         (("--kinds", "full", "--best-of", "1,2"), "--kinds are prompt lists of the Shapes, for runs that draw them"),
         (("--metrics", "memorization"), "the Shapes are drawn anew for every sample"),
         (("--metrics", "fid", "--no-distances"), "--no-distances leaves nothing of --metrics"),
