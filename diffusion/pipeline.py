@@ -35,6 +35,9 @@ from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
 from vae.codec import Codec
 
+DRAWING = "1"
+"""Raise when the same weights, settings and seed come to draw other pictures: a part of every recipe, so that what was
+drawn or measured before is not taken for what would be now."""
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 

@@ -54,7 +54,12 @@ def signed_distance(shape: str, dx: Array, dy: Array, half: float | Array) -> Ar
 
 def coverage(shape: str, dx: Array, dy: Array, half: float | Array) -> Array:
     """Fraction of each pixel that the shape covers, in [0, 1]; arguments as for ``signed_distance``, in pixels."""
-    return np.clip(0.5 - signed_distance(shape, dx, dy, half), 0, 1)
+    return covered(signed_distance(shape, dx, dy, half))
+
+
+def covered(distance: Array) -> Array:
+    """Fraction of each pixel that lies inside of an outline, in [0, 1], by its centre's signed distance in pixels."""
+    return np.clip(0.5 - distance, 0, 1)
 
 
 def render(scene: Scene, size: int) -> NDArray[np.float32]:

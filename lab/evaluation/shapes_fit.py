@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.data.shapes_render import ARM, HOLE, coverage
+from lab.data.shapes_render import ARM, HOLE, coverage, covered, signed_distance
 from lab.data.shapes_scene import SHAPES
 
 Array = NDArray[Any]
@@ -25,7 +25,7 @@ _SINK = np.array([0, 0, 1 / 3, 0, 0, 0])  # how far the centroid lies below the 
 
 
 class Grid(NamedTuple):
-    """Pixel centres of a window, each (h, w)."""
+    """Pixel centres of a window: (h, 1) and (1, w)."""
 
     y: Array
     x: Array
@@ -69,7 +69,7 @@ def fit(a: Array, region: Array, excluded: Array, noise: float) -> Fit:
     window = np.s_[top : rows.max() + REACH + 1, left : columns.max() + REACH + 1]
     weight = np.where(excluded[window], 0.0, 1.0)
     target = a[window]
-    grid = Grid(*np.meshgrid(np.arange(target.shape[0]) + 0.5, np.arange(target.shape[1]) + 0.5, indexing="ij"))
+    grid = Grid(*np.ogrid[0.5 : target.shape[0], 0.5 : target.shape[1]])
     start = _start(target * weight * (target > 0), grid)
     params, _, error = _gauss_newton(target, weight, grid, SHAPES, start, FIRST_STEPS)
     ahead = np.argsort(error)[:2]
@@ -104,12 +104,11 @@ def _gauss_newton(
     kept = (params, softness, np.full(len(params), np.inf))
     for step in range(steps + 1):
         moved = params[:, None] + moves if step < steps else params[:, None]  # (shapes, 4, 3)
-        crisp = np.stack(
-            [
-                coverage(shape, grid.x - x[:, None, None], grid.y - y[:, None, None], half[:, None, None])
-                for shape, (x, y, half) in zip(shapes, moved.transpose(0, 2, 1), strict=True)
-            ]
-        )  # (shapes, 4, h, w)
+        distances = [
+            signed_distance(shape, grid.x - x[:, None, None], grid.y - y[:, None, None], half[:, None, None])
+            for shape, (x, y, half) in zip(shapes, moved.transpose(0, 2, 1), strict=True)
+        ]
+        crisp = covered(np.stack(distances))  # (shapes, 4, h, w)
         soft = _blur(crisp)
         amplitude, softness = _mixture(target, weight, crisp[:, 0], soft[:, 0])
         model = crisp + softness[:, None, None, None] * (soft - crisp)

@@ -114,7 +114,7 @@ def _regions(pixels: Array, ground: Array, noise: float) -> Iterator[tuple[Array
     distance = (away**2).sum(axis=0) - (2 * cover - clipped) * clipped * square[:, None, None]
     colour = distance.argmin(axis=0)
     inside = np.take_along_axis(cover, colour[None], axis=0)[0] > REGION
-    for k in range(len(deltas)):
+    for k in np.unique(colour[inside]):
         labels, num = ndimage.label(inside & (colour == k), structure=np.ones((3, 3)))
         for index in range(1, num + 1):
             region = labels == index

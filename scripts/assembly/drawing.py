@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diffusion.optimal_variance import OptimalVariance, measure
-from diffusion.pipeline import TAKERS, Pipeline, SamplingConfig, times_of
+from diffusion.pipeline import DRAWING, TAKERS, Pipeline, SamplingConfig, times_of
 from diffusion.stage import DenoisingConfig, DiffusionStage
 from lab import config as configuration
 from lab import runtime as runtimes
@@ -38,7 +38,7 @@ class Trained:
         stage: what it was trained by.
         experiment: the run's own configuration.
         run: its directory, for reading.
-        origin: run id, hash of the checkpoint and which weights: a part of every image's recipe.
+        origin: run id, hash of the checkpoint, which weights, and ``DRAWING``: a part of every image's recipe.
         state: of the checkpoint: step, samples seen, seconds of training (not of an average that was made later).
         upscalers: what the pictures pass when they are drawn.
     """
@@ -65,7 +65,7 @@ def trained(path: Path, checkpoint_name: str | None = None, weights: str = "ema"
     made = diffusion_stage(experiment, runtime)
     found.fill(made.players)
     model = runtime.place(made.players["model"]).eval()
-    return Trained(made.pipeline(model), made, experiment, found.run, found.origin, found.state)
+    return Trained(made.pipeline(model), made, experiment, found.run, {**found.origin, "drawing": DRAWING}, found.state)
 
 
 def with_variance(trained: Trained, sampling: SamplingConfig) -> Trained:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import cast
 
+from diffusion.pipeline import DRAWING
 from lab import config as configuration
 from lab import runtime as runtimes
 from lab.errors import Refused
@@ -100,4 +101,5 @@ def told(found: Saved) -> dict[str, object]:
     config = found.experiment.stage
     if not isinstance(config, CascadeConfig):
         return {}
-    return {name: getattr(config, name).model_dump(mode="json") for name in ("sampling", "enlarging")}
+    settings = {name: getattr(config, name).model_dump(mode="json") for name in ("sampling", "enlarging")}
+    return {"drawing": DRAWING, **settings}

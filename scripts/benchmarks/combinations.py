@@ -81,7 +81,7 @@ def _measure(folder: Path, one: Setting, calls: int, options: argparse.Namespace
     }
     sheet, recipe = Sheet(folder / "benchmark", common), sampling.model_dump(mode="json")
     figures = sheet.get(recipe)
-    if figures is None or "readable" not in figures:  # the latter in files of before
+    if figures is None:
         requests = [Request(text, number) for number, text in enumerate(texts)]
         walked = walk(trained.pipeline, requests, options.seed, sampling, f"{folder.name} {one.text}")
         pictures = from_uint8(to_uint8(walked.images))

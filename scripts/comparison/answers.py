@@ -147,6 +147,8 @@ def differences(a: Evaluation, b: Evaluation) -> list[str]:
     lines = [f"differs: {line}" for line in _changes(a.experiment, b.experiment)]
     before, after = a.figures["sampling"], b.figures["sampling"]
     drawn = [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+    if a.drawing != b.drawing:
+        drawn.append(f"the code's revision: {a.drawing} -> {b.drawing}; evaluate the older one again")
     return [*lines, *(f"differs in how pictures were drawn: {line}" for line in drawn)]
 
 

@@ -64,6 +64,11 @@ class Evaluation:
         """Whether the pictures were drawn with the run's own settings of the sampler."""
         return bool(self.experiment.stage.model_dump(mode="json").get("sampling") == self.figures["sampling"])
 
+    @property
+    def drawing(self) -> int:
+        """Which ``diffusion.pipeline.DRAWING`` the pictures are; 0 before there was one."""
+        return int(self.figures["origin"].get("drawing", 0))
+
     def figure(self, name: str) -> float:
         """Give the accuracy on a kind of prompts, or one of ``DISTANCES``.
 
@@ -116,7 +121,7 @@ def together(places: Sequence[Path]) -> list[Evaluation]:
     """Choose one evaluation of each run such that all were asked the same.
 
     Of a run the newest checkpoint counts, of what all were asked the longest list, and of settings of the sampler the
-    run's own come first.
+    run's own come first, then the latest way to draw.
 
     Args:
         places: run directories, or files of figures in them, which are then taken.
@@ -142,7 +147,7 @@ def _newest(run: Path) -> list[Evaluation]:
 
 
 def _first(evaluations: Iterable[Evaluation]) -> Evaluation:
-    return min(evaluations, key=lambda each: (not each.is_own, each.path.name))
+    return min(evaluations, key=lambda each: (not each.is_own, -each.drawing, each.path.name))
 
 
 def _apart(choices: Sequence[Sequence[Evaluation]]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion.pipeline import DRAWING
 from diffusion.stage import DiffusionConfig
 from lab.config import diff
 from lab.data.shapes import ShapesConfig
@@ -62,7 +63,8 @@ def evaluation(cell: Cell, folder: Path, num: int) -> Evaluation | None:
         return None
     identity = checkpoint.identity(newest)
     for each in evaluations.found(run.path):
-        is_wanted = each.figures["origin"] == {"run": run.run_id, "checkpoint": identity, "weights": "ema"}
+        wanted = {"run": run.run_id, "checkpoint": identity, "weights": "ema", "drawing": DRAWING}
+        is_wanted = each.figures["origin"] == wanted
         if is_wanted and each.is_own and each.figures["prompt_accuracy"]["single"]["n"] == num:
             return each
     return None

@@ -1,4 +1,4 @@
-"""Fourteen mistakes of published diffusion code."""
+"""Fourteen mistakes of published diffusion code, and one of our own (20)."""
 
 from tests.mutants.hunt import Mutant
 
@@ -203,5 +203,13 @@ MUTANTS = (
         "self._sums[name].to(value) + value if name in self._sums else value.clone()",
         "value * self._steps",
         "tests/lab/training/test_trainer.py::test_it_writes_means_over_samples_and_steps",
+    ),
+    Mutant(
+        20,
+        "a walk of eps begins in pure noise",
+        "diffusion/pipeline.py",
+        'if signal == 0 or sampling.spacing == "given":',
+        "if True:",
+        "tests/diffusion/test_pipeline.py::test_a_small_error_of_the_network_stays_small_in_the_picture",
     ),
 )

@@ -189,6 +189,8 @@ def test_the_newest_checkpoint_and_the_runs_own_settings_count(
     sampling = experiments.load(TINY, []).stage.model_dump(mode="json")["sampling"]
     other = make(tmp_path / "c", changes={"sampling": {**sampling, "guidance": 7.0}})
     assert "differs in how pictures were drawn: guidance: 2.0 -> 7.0" in told(capsys, a, other)
+    later = make(tmp_path / "d", changes={"origin": {"weights": "ema", "drawing": "1"}})
+    assert "differs in how pictures were drawn: the code's revision: 0 -> 1" in told(capsys, a, later)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_figures_name_what_they_are_of_and_come_out_the_same_again(
         assert done.code == 0, done.err
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     figures = json.loads((tmp_path / "a.json").read_text())
-    assert figures["origin"].keys() == {"run", "checkpoint", "weights"}
+    assert figures["origin"].keys() == {"run", "checkpoint", "weights", "drawing"}
     assert figures["sampling"]["steps"] == 3
     assert figures["prompts"].keys() == {"seed", "hash"}
     assert list(figures["prompt_accuracy"]) == KINDS

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from diffusion.parameterization import X0
+from diffusion.pipeline import SamplingConfig
 from diffusion.samplers.spacing import LOGSNR_LIMITS
 from diffusion.schedule import Flow
 from lab.images import read_image, read_metadata
 from lab.rundir import RunDir
 from lab.training import checkpoint
 from scripts.assembly import drawing, experiments
+from scripts.interface import gallery
 from tests.faults import TINY, Done, Scripts
 
 PROMPT = "a red circle above a blue square"
@@ -189,6 +191,13 @@ def test_the_optimal_variance_is_refused_to_noise_that_is_not_white(
     config.write_text(config.read_text().replace("offset_noise: 0.0", "offset_noise: 0.1"))
     refused = script("sample", run, PROMPT, *OPTIMAL, "--out", tmp_path / "out")
     assert "variance optimal is for white noise" in refusal(refused)
+
+
+def test_what_other_code_drew_is_another_recipe(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gallery.recipe(drawing.trained(reference), 0, SamplingConfig())
+    monkeypatch.setattr(drawing, "DRAWING", "next")
+    after = gallery.recipe(drawing.trained(reference), 0, SamplingConfig())
+    assert after == {**before, "drawing": "next"} != before
 
 
 def test_a_picture_holds_its_recipe(script: Scripts, reference: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:

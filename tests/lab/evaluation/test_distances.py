@@ -69,6 +69,15 @@ def test_frechet_agrees_with_a_matrix_square_root(n: int, d: int) -> None:
     assert module.frechet_value(a, b) == pytest.approx(oracle, rel=1e-8)
 
 
+@pytest.mark.parametrize(("n", "m"), [(40, 33), (33, 40), (90, 33)])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_the_distance_of_some_rows_is_that_of_sets_of_those_rows(n: int, m: int, offset: float) -> None:
+    a, b = normal(n, 64, 0).numpy() + offset, 1.2 * normal(m, 64, 1).numpy() + offset + 0.1
+    rows, others = np.delete(np.arange(n), [3, 17]), np.delete(np.arange(m), [0, 1, 20])
+    expected = module.frechet_value(a[rows], b[others])
+    assert module._of_rows(a, b)(rows, others) == pytest.approx(expected, rel=1e-7)
+
+
 def test_frechet_of_exact_normals_is_the_closed_form() -> None:
     d, mean, std = 16, 0.3, 1.7
     a, b = whitened(400, d, 0), mean + std * whitened(300, d, 1)
