@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lab.config import Config
-from lab.layers import edge, normalisation
+from lab.layers import edge
 from lab.randomness import seeded
 
 LARGEST_WEIGHT = 1e4
@@ -54,7 +54,9 @@ class Critic(nn.Module):
     Args:
         config: its shape.
 
-    Source: Isola et al. 2017, arXiv:1611.07004, the PatchGAN; here without batch statistics.
+    It has no norm: one over a picture takes away how much fine detail there is, which is what reconstructions lack.
+
+    Source: Isola et al. 2017, arXiv:1611.07004, the PatchGAN; there with batch norms.
     """
 
     def __init__(self, config: CriticConfig) -> None:
@@ -63,7 +65,7 @@ class Critic(nn.Module):
         layers: list[nn.Module] = [edge(nn.Conv2d(3, widths[0], 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
         for level, (width, wider) in enumerate(itertools.pairwise(widths), start=1):
             stride = 2 if level < config.depth else 1
-            layers += [nn.Conv2d(width, wider, 4, stride, padding=1), normalisation("group", wider), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width, wider, 4, stride, padding=1), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, edge(nn.Conv2d(widths[-1], 1, 4, padding=1)))
 
     def forward(self, images: Tensor) -> Tensor:

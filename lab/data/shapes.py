@@ -4,7 +4,7 @@ This file holds the configuration, the source and the evaluation prompts; scenes
 in ``shapes_render`` and put into words in ``shapes_captions``. The difficulty presets:
 
 * ``single``:  "a red circle"
-* ``ordered``: "a red circle left of a blue square"; what the sentence is about is left or above, sizes are free
+* ``ordered``: "a red circle left of a blue square"; what is named first is left or above, sizes are free
 * ``pair``:    the same with all four relations, so that order alone says nothing about places
 * ``count``:   "three red circles", two to four
 * ``full``:    one to four objects; counts, sizes stated or not, lists, relations
@@ -44,7 +44,7 @@ from lab.randomness import key
 Preset = Literal["single", "ordered", "pair", "count", "full"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 ORDERED = ("left of", "above")  # relations in which order on the page is order in the picture
-WORLD = 1  # raise when a scene, a caption or a pixel of this world changes: it is a part of the data's fingerprint
+WORLD = 2  # raise when a scene, a caption or a pixel of this world changes: it is a part of the data's fingerprint
 
 
 class ShapesConfig(Config):
@@ -103,8 +103,9 @@ class Shapes:
         rng = key(seed, f"shapes/{self.split}", slot)
         warming = rng.random() * self.config.warm_up_samples > slot and self.split == "train"
         names, edges = self._warm_up if warming else self._mixture
-        statement = state(names[np.searchsorted(edges, rng.random(), side="right")], rng)
-        caption = _caption(statement, rng, self.config.phrasings)
+        preset = names[np.searchsorted(edges, rng.random(), side="right")]
+        statement = state(preset, rng)
+        caption = _caption(preset, statement, rng, self.config.phrasings)
         return draw(statement, rng), caption
 
     def sample(self, seed: int, slot: int) -> Sample:
@@ -182,14 +183,19 @@ def _prompt(preset: Preset, heldout: str, rng: np.random.Generator) -> str:
     while heldout == "combinations" and not any((noun.colour, noun.shape) in HELDOUT_PAIRS for noun in statement.nouns):
         statement = state(preset, rng, PAIRS)
     if heldout == "phrasings":
-        return _caption(statement, rng, language.HELDOUT, heldout=True)
-    return _caption(statement, rng, language.TRAINED)
+        return _caption(preset, statement, rng, language.HELDOUT, heldout=True)
+    return _caption(preset, statement, rng, language.TRAINED)
 
 
-def _caption(statement: Statement, rng: np.random.Generator, names: Sequence[str], *, heldout: bool = False) -> str:
-    """The statement in one of the named phrasings that can say it."""
+def _caption(
+    preset: Preset, statement: Statement, rng: np.random.Generator, names: Sequence[str], *, heldout: bool = False
+) -> str:
+    """The statement in one of the named phrasings that can say it; "ordered" ones name first what they are about."""
     templates = language.phrasings(statement, heldout=heldout)
-    return language.say(statement, templates[pick(rng, [name for name in names if name in templates])])
+    able = [templates[name] for name in names if name in templates]
+    if preset == "ordered":
+        able = [template for template in able if template.index("{a}") < template.index("{b}")]
+    return language.say(statement, pick(rng, able))
 
 
 def _distinct(num: int, rng: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ RELATED = {
     "which": "{a} which {is} {relation} {b}",
     "in": "in the picture {a} {sits} {relation} {b}",
     "inverted": "{relation} {b} there {is} {a}",
+    "inverted is": "{relation} {b} {is} {a}",
+    "inverted see": "{relation} {b} we see {a}",
 }
 RELATED_HELDOUT = {
     "there which": "there {is} {a} which {sits} {relation} {b}",
