@@ -4,7 +4,8 @@ By chance the right one of k comes first in 1 / k of all cases. What counts as f
 scores are equal nothing was told apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -20,29 +21,33 @@ def stands_out(own: Tensor, others: Tensor) -> Tensor:
     return own > others.amax(dim=1)
 
 
-def strangers(meanings: Sequence[str], num: int, seed: int) -> Tensor:
-    """Choose for each item others of another meaning than its own, at random and without repetition.
+def strangers(n: int, num: int, seed: int, fits: Callable[[int, int], bool]) -> Tensor:
+    """Choose for each of n pictures and their texts others, at random and without repetition, that do not fit it.
+
+    What fits would be found with as much right: a picture of a large ring is one of "a ring" too.
 
     Args:
-        meanings: of n items.
+        n: items, each a picture and its text.
         num: how many others.
         seed: the choice for item i is a function of it and of i.
+        fits: of two items, whether the text of the second is true of the picture of the first.
 
     Returns:
-        (n, num) int64 numbers of items.
+        (n, num) int64 numbers of items of which neither fits the other.
 
     Raises:
-        Refused: some item has fewer others.
+        Refused: for some item there are fewer.
     """
     rows = []
-    for item, own in enumerate(meanings):
-        others = [other for other, said in enumerate(meanings) if said != own]
-        if len(others) < num:
+    for item in range(n):
+        order = key(seed, "strangers", item).permutation(n).tolist()
+        found = list(islice((other for other in order if not (fits(item, other) or fits(other, item))), num))
+        if len(found) < num:
             raise Refused(
-                f"of {len(meanings)} held-out pictures only {len(others)} say something else than picture {item}, and "
+                f"of {n} held-out pictures only {len(found)} have nothing to do with picture {item}, and "
                 f"first of {num + 1} needs {num}: raise --num, or hold more of the data out"
             )
-        rows.append(key(seed, "strangers", item).choice(others, num, replace=False).tolist())
+        rows.append(found)
     return torch.tensor(rows)
 
 

@@ -1,10 +1,10 @@
 """The figures of a scorer's run: whether it finds the text of a held-out picture, and the picture of a text.
 
-Among those of 49 others, drawn at random; and on the Shapes among 15 that are nearly right: each differs from the right
-one in one thing and is false (``lab.data.shapes_near``).
+Among those of 49 others, drawn at random from those that do not fit as well; and on the Shapes among 15 that are nearly
+right: each differs from the right one in one thing and is false (``lab.data.shapes_near``).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from lab.data.shapes_captions import parse
 from lab.data.shapes_near import KINDS, near_misses
 from lab.data.shapes_render import render
 from lab.data.shapes_scene import Scene, Statement, draw
+from lab.data.sources import AnyData
 from lab.evaluation.prompt_accuracy import compare
 from lab.evaluation.retrieval import first_among, proportion, stands_out, strangers
 from lab.images import from_uint8, grid
@@ -70,8 +71,7 @@ def everything(found: Saved, num: int, poll: Poll, *, with_networks: bool) -> tu
     """
     judge, data = judges.trained(found), found.experiment.data
     pictures = heldout.pictures(data, "heldout", num, least=AMONG)
-    meanings = [assemble.language_of(data).meaning(caption) for caption in pictures.captions]
-    others = strangers(meanings, AMONG - 1, heldout.SEED)
+    others = strangers(len(pictures), AMONG - 1, heldout.SEED, _fits(data, pictures))
     images, texts = judge.images(from_uint8(pictures.images)), judge.texts(pictures.captions)
     figures: dict[str, Any] = {
         "origin": dict(found.origin),
@@ -110,6 +110,16 @@ def table(figures: Mapping[str, Any]) -> str:
     if cut := figures["cut_captions"]:
         rows.append(f"captions whose end is not heard: {cut} of {figures['pictures']['num']}")
     return "\n".join(rows)
+
+
+def _fits(data: AnyData, pictures: Pictures) -> Callable[[int, int], bool]:
+    """Whether the text of a picture is true of another: on the Shapes by their scenes, else where both say the same."""
+    if isinstance(data, ShapesConfig):
+        scenes = [Shapes(data, "heldout").scene(heldout.SEED, slot)[0] for slot in range(len(pictures))]
+        statements = [parse(caption) for caption in pictures.captions]
+        return lambda item, other: _holds(statements[other], scenes[item])
+    meanings = [assemble.language_of(data).meaning(caption) for caption in pictures.captions]
+    return lambda item, other: meanings[item] == meanings[other]
 
 
 def _polled(num: int, poll: Poll) -> Iterator[int]:

@@ -3,8 +3,10 @@
 The full numbers are checked by ``python -m pytest tests/lab/evaluation/test_compare.py -m "slow or not slow"``.
 """
 
-from itertools import product
+import json
+from itertools import combinations, product
 from math import comb, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from lab.evaluation.compare import (
     smallest_detectable,
 )
 
+ROOT = Path(__file__).parents[3]
 REAL = Components(run=8e-4, prompt=0.02, noise=0.2)  # the order of size of verdicts: runs spread by 0.02
 REGIMES = [
     REAL,
@@ -140,6 +143,25 @@ def test_false_alarms_and_power_in_simulated_experiments(is_paired: bool) -> Non
     check(REAL, 3, 1000, is_paired=is_paired, num=1000)
 
 
+def test_false_alarms_and_power_with_the_variances_of_six_real_runs() -> None:
+    """Six seeds of one configuration: what differs between two of them is run and noise, and no prompt favours one."""
+    table = six_real_runs()
+    single = crossed(table)
+    assert 0.015 < sqrt(single.run) < 0.03  # accuracies 0.06 to 0.14, of which the prompts' own luck explains 0.012
+    components = Components(run=2 * single.run, prompt=0.0, noise=2 * single.noise)
+    check(components, 3, table.shape[1], is_paired=False, num=1000)
+
+
+def test_halves_of_six_runs_of_one_configuration_hardly_ever_differ() -> None:
+    table = six_real_runs()
+    halves = [(0, *others) for others in combinations(range(1, 6), 2)]
+    assert len(halves) == 10
+    found = [
+        hierarchical(table[list(half)], np.delete(table, half, axis=0), is_paired=False).p_value for half in halves
+    ]
+    assert sum(p_value < 0.05 for p_value in found) <= 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("is_paired", [True, False])
@@ -183,6 +205,21 @@ def test_more_runs_and_more_prompts_find_smaller_differences() -> None:
 
 
 PROMPTS = 500
+
+
+def six_real_runs() -> np.ndarray:
+    """Right or wrong (6, 500): six seeds of one configuration, the same prompts and noise each."""
+    record = json.loads((ROOT / "runs/reference/six_seeds/outcomes.json").read_text())
+    return np.array([[float(answer) for answer in line] for line in record["right"].values()])
+
+
+def crossed(table: np.ndarray) -> Components:
+    """Variances of the verdicts of runs of one configuration, by mean squares of the crossed table (runs, prompts)."""
+    runs, prompts = table.shape
+    by_run, by_prompt = table.mean(axis=1, keepdims=True), table.mean(axis=0, keepdims=True)
+    noise = np.square(table - by_run - by_prompt + table.mean()).sum() / ((runs - 1) * (prompts - 1))
+    run, prompt = by_run.var(ddof=1) - noise / prompts, by_prompt.var(ddof=1) - noise / runs
+    return Components(run=float(run), prompt=float(prompt), noise=float(noise))
 
 
 def experiments(

@@ -7,22 +7,26 @@ from lab.errors import Refused
 from lab.evaluation.retrieval import first_among, proportion, stands_out, strangers
 
 
-def test_strangers_say_something_else_and_are_the_same_again() -> None:
-    meanings = [str(item % 20) for item in range(60)]
-    found = strangers(meanings, 10, seed=3)
+def test_strangers_fit_in_neither_way_and_are_the_same_again() -> None:
+    """Picture k is of all divisors of k + 2, and text k says that k + 2 is there."""
+
+    def fits(item: int, other: int) -> bool:
+        return (item + 2) % (other + 2) == 0
+
+    found = strangers(60, 10, 3, fits)
     for item, row in enumerate(found.tolist()):
         assert len(set(row)) == 10
-        assert all(meanings[other] != meanings[item] for other in row)
-    assert torch.equal(found, strangers(meanings, 10, seed=3))
-    assert not torch.equal(found, strangers(meanings, 10, seed=4))
-    with pytest.raises(Refused, match="of 60 held-out pictures only 57 say something else"):
-        strangers(meanings, 58, seed=3)
+        assert not any(fits(item, other) or fits(other, item) for other in row)
+    assert torch.equal(found, strangers(60, 10, 3, fits))
+    assert not torch.equal(found, strangers(60, 10, 4, fits))
+    with pytest.raises(Refused, match="of 60 held-out pictures only 0 have nothing to do with picture 0"):
+        strangers(60, 58, 3, lambda item, other: True)
 
 
 def test_first_among_is_brute_force() -> None:
     draw = torch.Generator().manual_seed(0)
     queries, answers = torch.randn(30, 4, generator=draw), torch.randn(30, 4, generator=draw)
-    others = strangers([str(item) for item in range(30)], 5, seed=0)
+    others = strangers(30, 5, 0, lambda item, other: item == other)
     expected = [
         all((queries[i] @ answers[i]) > (queries[i] @ answers[j]) for j in row) for i, row in enumerate(others.tolist())
     ]
