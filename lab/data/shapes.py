@@ -34,6 +34,7 @@ from lab.data.shapes_scene import (
     Scene,
     Statement,
     draw,
+    most_large,
     pick,
 )
 from lab.data.source import Sample
@@ -141,8 +142,8 @@ def state(preset: Preset, rng: np.random.Generator, pairs: Sequence[tuple[str, s
     nouns, num_large = [], 0
     for count, (colour, shape) in zip(counts, _distinct(len(counts), rng, pairs), strict=True):
         size = pick(rng, (None, None, "small", "large"))
-        if size == "large" and num_large + count > (2 if sum(counts) < 4 else 1):
-            size = "small"  # more objects of 12 units hardly find a place
+        if size == "large" and num_large + count > most_large(sum(counts)):
+            size = "small"
         num_large += count if size == "large" else 0
         nouns.append(Noun(colour, shape, count, size))
     related = len(nouns) == 2 and rng.random() < 0.75

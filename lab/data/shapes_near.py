@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lab.data.shapes_captions import OPPOSITES, parse, phrasings, say, sense
-from lab.data.shapes_scene import COLOURS, RELATIONS, SHAPES, SIZES, Noun, Statement, pick
+from lab.data.shapes_scene import COLOURS, RELATIONS, SHAPES, SIZES, Noun, Statement, most_large, pick
 
 HARD = ("swapped colours", "swapped shapes", "relation", "size")  # the others are learned from any other caption
 EASY = ("count", "colour", "shape")
@@ -114,14 +114,16 @@ def _template(statement: Statement, caption: str) -> str:
 
 
 def _changed(statement: Statement, kind: str) -> Iterator[Statement]:
-    """Statements that differ in one thing, all of whose nouns differ in colour or shape."""
+    """Statements that differ in one thing, all of whose nouns differ in colour or shape, where there is room."""
     if kind == "relation":
         if statement.relation:
             yield from (replace(statement, relation=name) for name in RELATIONS)
             yield replace(statement, nouns=statement.nouns[::-1])  # or the word alone tells, where one is rare
         return
     for nouns in _nouns(statement.nouns, kind):
-        if len({(noun.colour, noun.shape) for noun in nouns}) == len(nouns):
+        num_large = sum(noun.count for noun in nouns if noun.size == "large")
+        is_crowded = statement.relation and num_large > most_large(sum(noun.count for noun in nouns))
+        if len({(noun.colour, noun.shape) for noun in nouns}) == len(nouns) and not is_crowded:
             yield replace(statement, nouns=nouns)
 
 

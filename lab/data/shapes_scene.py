@@ -101,6 +101,11 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
+def most_large(num: int) -> int:
+    """Give how many of so many objects may be large: more hardly find a place where a relation is to hold."""
+    return 2 if num < 4 else 1
+
+
 def draw(statement: Statement, rng: np.random.Generator) -> Scene:
     """Draw a scene of which the statement is true; what is not stated is free.
 
