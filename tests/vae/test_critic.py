@@ -151,3 +151,11 @@ def test_a_patch_is_as_wide_as_told(depth: int) -> None:
     (slope,) = torch.autograd.grad(said[0, 0, said.shape[2] // 2, said.shape[3] // 2], images)
     rows = slope[0].abs().sum(dim=(0, 2)).nonzero()
     assert int(rows.max() - rows.min()) + 1 == width
+
+
+def test_it_hears_how_much_detail_a_picture_has() -> None:
+    """A norm over the picture would give half the detail the same answer."""
+    critic = build(CriticConfig(width=16), seed=0)
+    detail = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    grey, half, full = (critic(share * detail) for share in (0.0, 0.5, 1.0))
+    assert (half - grey).square().mean() < 0.5 * (full - grey).square().mean()

@@ -253,6 +253,19 @@ def test_impossible_configurations_are_refused(mapping: dict[str, object], messa
         parse_config(mapping, ShapesConfig)
 
 
+def test_what_an_ordered_caption_names_first_is_left_or_above() -> None:
+    """In training and in prompts, held-out phrasings included; pairs name either first."""
+    world = Shapes(ShapesConfig(mixture={"ordered": 1.0}))
+    captions = [world.scene(0, slot)[1] for slot in range(200)]
+    captions += [*prompts("ordered", 100, 0), *prompts("ordered_heldout_phrasings", 100, 0)]
+    for caption in captions:
+        statement = parse(caption)
+        assert statement.relation in ("left of", "above")
+        about, other = (say(Statement((noun,)), "{nouns}") for noun in statement.nouns)
+        assert caption.index(about) < caption.index(other)
+    assert any(caption.startswith(("above", "left of")) for caption in prompts("pair", 100, 0))
+
+
 def test_the_fingerprint_names_the_data() -> None:
     config = ShapesConfig()
     assert Shapes(config).fingerprint == Shapes(ShapesConfig()).fingerprint
