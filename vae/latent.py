@@ -17,7 +17,7 @@ from lab.data.loader import Batch
 from lab.errors import Refused
 from lab.runtime import Runtime
 from vae.codec import Codec, latents
-from vae.tiling import Tiling
+from vae.tiling import FADE, Tiling
 
 
 class Statistics(Config):
@@ -131,7 +131,8 @@ class Latents:
             )
         if tile % self.factor:
             raise Refused(f"a tile of {tile} pixels is no multiple of the autoencoder's factor {self.factor}")
-        self.tiling = Tiling(tile // self.factor, model.reach, not model.is_local) if tile else None
+        margin = model.reach if model.is_local else max(model.reach, FADE)
+        self.tiling = Tiling(tile // self.factor, margin, not model.is_local) if tile else None
         self._mean, self._std = (
             rearrange(torch.tensor(each), "c -> c 1 1") for each in (statistics.mean, statistics.std)
         )

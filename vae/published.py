@@ -18,12 +18,12 @@ from lab.config import Config
 from lab.errors import Refused
 from lab.runtime import Runtime
 from vae.latent import Latents, Statistics
+from vae.tiling import FADE
 
 REMEDY = (
     "give stage.codec.pretrained a folder with config.json and *.safetensors as diffusers writes them, or a repository "
     "of the hub with runtime.allow_download=true"
 )
-MARGIN = 16  # latent positions by which tiles overlap on each side: what lies further off is a matter of tone
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -75,7 +75,7 @@ class PublishedAutoencoder(nn.Module):
         found: which it is.
     """
 
-    is_local, reach = False, MARGIN
+    is_local, reach = False, FADE
 
     def __init__(self, model: Any, found: Published) -> None:
         super().__init__()

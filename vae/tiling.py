@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FADE = 16  # latent positions over which tiles that differ in tone fade into each other; what lies further off is tone
+
 
 @dataclass(frozen=True)
 class Tiling:
