@@ -16,9 +16,12 @@ EXIT_CODES = (
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
     """Run a script's ``main(argv)`` and leave with its exit code; expected failures are one line on stderr."""
-    # Threads that spin while they wait for each other are many times slower where other work has the core; sleeping
-    # costs a hundredth where none has (docs/log.md, 2026-11-26). Read when torch is loaded, which is inside main.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait for each other are many times slower where other work has the core, and
+    # those that sleep at once lose a quarter where none has: they spin for some microseconds and then sleep
+    # (docs/log.md, 2026-11-27). Read when torch is loaded, which is inside main.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = main(sys.argv[1:])

@@ -103,12 +103,21 @@ def test_a_script_ends_by_itself_also_after_an_error_with_workers(script: Script
     assert "TypeError: 'NoneType' object is not callable" in done.err
 
 
-@pytest.mark.parametrize(("given", "heard"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_sleep_while_they_wait_unless_told_otherwise(given: dict[str, str], heard: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "heard"),
+    [
+        ({}, "PASSIVE 3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+    ],
+)
+def test_threads_soon_sleep_while_they_wait_unless_told_otherwise(given: dict[str, str], heard: str) -> None:
     """Asked of the environment that ``main`` sees, in which torch is loaded."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     code = (
-        "import os; from scripts.interface.entry import run; run(lambda _: print(os.environ['OMP_WAIT_POLICY']) or 0)"
+        "import os; from scripts.interface.entry import run; "
+        f"run(lambda _: print(*(os.environ.get(name) for name in {names})) or 0)"
     )
-    own = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_WAIT_POLICY"} | given
+    own = {name: value for name, value in ENVIRONMENT.items() if name not in names} | given
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=own, check=True)
     assert done.stdout == f"{heard}\n"
