@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lab.data.shapes import ShapesConfig
+from lab.data.shapes_captions import meaning
 from lab.data.shapes_near import KINDS
-from lab.images import to_uint8
+from lab.evaluation.prompt_accuracy import judge
+from lab.images import from_uint8, to_uint8
 from lab.scorer.judge import Judge
 from scripts.assembly import saved
 from scripts.evaluation import heldout, scorer_lab
@@ -86,3 +89,15 @@ def test_a_scorer_draws_nothing(script: Scripts, run: Path, tmp_path: Path) -> N
     done = script("train", TINY_SCORER, "data={kind: folder, path: nowhere, size: 16}", "--run", tmp_path / "other")
     assert done.code == 2
     assert "stage.near_misses=1 changes one thing of a caption" in done.err.splitlines()[-1]
+
+
+def test_a_text_that_is_true_of_a_picture_fits_it_whatever_its_own_picture_is() -> None:
+    """Held against the verifier, which reads pixels: "a ring" is true of a large ring."""
+    data = ShapesConfig(mixture={"single": 0.5, "full": 0.5})
+    pictures = heldout.pictures(data, "heldout", 150, least=2)
+    fits, images, captions = scorer_lab._fits(data, pictures), from_uint8(pictures.images), pictures.captions
+    found = [(i, j) for i in range(150) for j in range(150) if fits(i, j)]
+    assert {(i, i) for i in range(150)} <= set(found)
+    others = [(i, j) for i, j in found if meaning(captions[i]) != meaning(captions[j])]
+    assert others
+    assert all(judge(images[i], captions[j]).right for i, j in others)

@@ -8,7 +8,7 @@ import pytest
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.data.shapes_captions import HELDOUT, meaning, parse, phrasings, say, sense
 from lab.data.shapes_near import KINDS, falsified, near_misses
-from lab.data.shapes_scene import Noun, Scene, Statement
+from lab.data.shapes_scene import Noun, Scene, Statement, most_large
 from lab.evaluation.prompt_accuracy import compare
 from lab.randomness import key
 
@@ -83,3 +83,12 @@ def test_captions_of_one_meaning() -> None:
     assert sense(Statement((red, blue))) == sense(Statement((blue, red)))
     others = [Statement((red, blue), "right of"), Statement((red, blue), "above"), Statement((red, blue))]
     assert len({sense(other) for other in others} | {meaning(same[0])}) == 4
+
+
+def test_what_a_near_miss_states_has_room() -> None:
+    """Three large things below a large one took a minute to be drawn."""
+    caption = "below a large blue diamond we see a large yellow diamond"
+    for miss in near_misses(caption, 15, key(0, "room", 0), lambda _: True):
+        nouns = miss.statement.nouns
+        large = sum(noun.count for noun in nouns if noun.size == "large")
+        assert large <= most_large(sum(noun.count for noun in nouns))
