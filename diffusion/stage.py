@@ -167,7 +167,7 @@ def charts_of(config: DenoisingConfig) -> dict[str, Image.Image]:
     try:
         picture = effective_weight.chart(config.schedule, config.parameterization, config.loss.weight, config.times)
     except ModuleNotFoundError as error:
-        log.warning("no picture of the effective weight (%s): pip install 'wordbrush[plots]'", error)
+        log.warning("no picture of the effective weight (%s): pip install -e '.[plots]'", error)
         return {}
     return {"effective_weight": picture}
 

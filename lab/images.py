@@ -24,6 +24,17 @@ from lab.storage import write_whole
 Shape = tuple[int, int]
 """Height and width in pixels."""
 
+_GREY = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "I",
+    "I;16",
+    "I;16L",
+    "I;16B",
+    "I;16N",
+)  # modes of PIL; "I" holds 16 bits where it is read
 _CAPTION_PX = 12
 _CAPTION_LINES = 6
 _GAP_PX = 8
@@ -113,7 +124,7 @@ def read_layers(path: str | Path) -> Layers:
     if picture.has_transparency_data:
         levels = np.array(picture.convert("RGBA").getchannel("A"))
         opacity = rearrange(torch.from_numpy(levels).float() / 255, "h w -> 1 h w")
-    return Layers(_on_ground(picture, (255, 255, 255)), opacity, picture.mode.startswith(("1", "L", "I")))
+    return Layers(_on_ground(picture, (255, 255, 255)), opacity, picture.mode in _GREY)
 
 
 def layered(layers: Layers) -> Image.Image:
@@ -132,7 +143,8 @@ def read_image(path: str | Path, ground: tuple[int, int, int] = (255, 255, 255))
     """Read a picture of any common format.
 
     Args:
-        path: the file; grey, palette, 16-bit, CMYK and transparent pictures are read too, turned as EXIF says.
+        path: the file; palette, CMYK, transparent and grey pictures, these of 16 bits too, are read, turned as EXIF
+            says.
         ground: RGB bytes that show through where the picture is transparent.
 
     Returns:
@@ -140,7 +152,7 @@ def read_image(path: str | Path, ground: tuple[int, int, int] = (255, 255, 255))
 
     Raises:
         Refused: no such file.
-        BadData: it is not a picture, is cut short, or is absurdly large.
+        BadData: it is not a picture, is cut short, is absurdly large, or has 32 bits a value.
     """
     return _on_ground(_opened(path), ground)
 
@@ -151,6 +163,8 @@ def _opened(path: str | Path, *, refuse_animations: bool = False) -> Image.Image
             frames = getattr(picture, "n_frames", 1)
             if refuse_animations and frames > 1 and picture.format != "MPO":  # a photograph with its own preview
                 raise Refused(f"{path}: has {frames} frames: save the one that you want as a picture")
+            if picture.mode == "F" or (picture.mode == "I" and picture.format not in ("PNG", "PPM")):
+                raise BadData(f"{path}: has 32 bits a value, and nothing says which is white: save it with 8 or 16")
             picture.load()
             return ImageOps.exif_transpose(picture)
     except FileNotFoundError:

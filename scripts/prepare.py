@@ -2,7 +2,7 @@
 
     python scripts/prepare.py emoji data                                # two sets of captioned emoji, from npm
     python scripts/prepare.py configs/emoji64.yaml                      # index, doctor and caches of a preset
-    python scripts/prepare.py configs/emoji64.yaml data.path=/my/art    # any setting can be given, as to train.py
+    python scripts/prepare.py configs/shapes64.yaml "data={kind: folder, path: /my/art, size: 64}"     # your own art
     python scripts/prepare.py doctor configs/emoji64.yaml               # only look, and write the report
     python scripts/prepare.py doctor configs/shapes.yaml --num 500      # a world without an end: its first samples
     python scripts/prepare.py standardise runs/vae                      # the scale of an autoencoder's latents
@@ -20,8 +20,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import emoji
 from scripts.interface.entry import EXIT_CODES, run
+from scripts.preparation import emoji
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
         return _standardise(Path(presets[0]))
     from diffusion.stage import DiffusionConfig
     from lab import runtime as runtimes
-    from scripts import checkup
     from scripts.assembly import assemble, experiments, latent
+    from scripts.preparation import checkup
     from superres.stage import GrownConfig
 
     experiment = experiments.load(Path(presets[0]), [word for word in words if "=" in word])

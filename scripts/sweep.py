@@ -7,8 +7,8 @@
 
 Each run is made by scripts/train.py into DIR/<values>-seed<n> and measured by scripts/evaluate.py. Run n of every
 configuration has the same seed. All get the same budget: the same images (train.steps times train.batch, or --images),
-or the same time (train.budget=10m); what varies may be the budget itself. All configurations get their first seed
-before the second begins, so that a sweep that is stopped is of use.
+or the same time (train.budget=10m train.steps=1000000 train.optimizer.decay_share=0.5); what varies may be the budget
+itself. All configurations get their first seed before the second begins, so that a sweep that is stopped is of use.
 
 Configurations are ranked by a figure (--by): the order is told seed by seed, and every gap is held against the spread
 between seeds. Which of some autoencoders is the best to learn on, for example:

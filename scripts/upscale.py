@@ -11,12 +11,12 @@ sampler are at your choice. What it draws does not depend on which pictures are 
 
 Writes NAME-x4.png (for a factor of 4) for each picture, and NAME-x4-sheet.png with what a bicubic filter makes of it
 beside. Large pictures are made in tiles: of a fast decoder the result is the same, a cascade blends tiles that walk in
-one field of noise. Transparency is kept, enlarged by the bicubic filter;
-grey pictures stay grey; pictures of 16 bits are read as such, and come out with 8. Animations are refused, and nothing
-is overwritten.
+one field of noise. Transparency is kept, enlarged by the bicubic filter; grey pictures stay grey, of 16 bits too,
+and come out with 8. Animations and pictures of 32 bits a value are refused, and nothing is overwritten.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     from lab.training.signals import Stopper
     from scripts.assembly import upscaling
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise Refused("one process enlarges pictures: leave torchrun out")
     if options.tile < 0:
         raise Refused(f"--tile {options.tile}: a side in pixels, or 0 for none")
     upscaler = upscaling.upscaler(_found(options), options.tile)
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _found(options: argparse.Namespace) -> "Saved":
-    """Read the weights, and how they are to draw; one picture at a time unless told otherwise.
+    """Read the weights, and how they are to draw: one picture at a time.
 
     Raises:
         Refused: no such run, one that enlarges nothing, or settings that mean nothing to it.
@@ -75,17 +77,24 @@ def _targets(pictures: Sequence[Path], out: Path, factor: int) -> dict[Path, Pat
     """Name the results.
 
     Raises:
-        Refused: one is there already, or two would be the same.
+        Refused: a picture is not there, a result or its sheet is there already, or two would be the same.
     """
     from lab.errors import Refused
 
     targets = {path: out / f"{path.stem}-x{factor}.png" for path in pictures}
     for path, target in targets.items():
-        if target.exists():
-            raise Refused(f"{target} is there already: move it away, or name another folder by --out")
+        if not path.is_file():
+            raise Refused(f"{path}: no such image file")
+        for there in (target, _sheet_of(target)):
+            if there.exists():
+                raise Refused(f"{there} is there already: move it away, or name another folder by --out")
         if twins := [other for other, same in targets.items() if same == target and other != path]:
             raise Refused(f"{path} and {twins[0]} would both become {target}: enlarge them into two folders")
     return targets
+
+
+def _sheet_of(target: Path) -> Path:
+    return target.with_name(f"{target.stem}-sheet.png")
 
 
 def _enlarge(source: Path, target: Path, upscaler: "Upscaler", options: argparse.Namespace, poll: "Poll") -> None:
@@ -109,7 +118,7 @@ def _enlarge(source: Path, target: Path, upscaler: "Upscaler", options: argparse
     if opacity is not None:
         (opacity,) = bicubic(opacity[None], size)
     sheet = torch.cat([bicubic(image[None], size), large[None]])
-    save_png(target.with_name(f"{target.stem}-sheet.png"), grid(sheet, ["bicubic", "the run"], columns=2))
+    save_png(_sheet_of(target), grid(sheet, ["bicubic", "the run"], columns=2))
     save_png(target, layered(Layers(large, opacity, is_grey)))
 
 
@@ -138,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--checkpoint", help="a folder under RUN/ckpt, or best: that of train.keep_best (default: the newest good one)")
     add("--weights", default="ema", help="ema, raw, or what average.py made, such as ema_0.075 (default ema)")
-    settings.add_flags(parser)
+    settings.add_flags(parser, chunk=False)
     return parser
 
 

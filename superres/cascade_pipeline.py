@@ -6,7 +6,7 @@ network runs at one fixed chunk size, the last chunk padded, so a picture does n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, gcd
 
@@ -67,6 +67,11 @@ class CascadePipeline:
     def factor(self) -> int:
         """Side of a result / side of a picture."""
         return self.model.scale.factor
+
+    def within(self, chunk: int) -> "CascadePipeline":
+        """Give the same with a chunk of at most so many; see ``superres.pipeline.Upscaler``."""
+        smaller = self.sampling.model_copy(update={"chunk": min(self.sampling.chunk, chunk)})
+        return replace(self, sampling=smaller)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:

@@ -220,8 +220,8 @@ class GrownNetwork(nn.Module):
         """What the new levels say, (b, c, 2 h, 2 w)."""
         embedding = nn.functional.silu(self.level(angle) + self.text(cond.pooled))
         h = features
-        if torch.is_grad_enabled():  # on CPUs torch before 2.14 ends where a norm's input needs no gradient
-            h.requires_grad_()
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+            h.requires_grad_()  # on CPUs torch before 2.14 ends where a norm's input needs no gradient
         for i, level in enumerate(self.up):
             assert isinstance(level, UpLevel)
             h = level.run(h, state, embedding)

@@ -13,12 +13,15 @@ Kim et al. 2016, arXiv:1511.04587, for the details on top of a bicubic enlargeme
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffusion.pipeline import Poll
 from lab.config import Config
 from lab.layers import ResidualBlock, edge, normalisation, zero_init
 from lab.randomness import seeded
@@ -90,7 +93,7 @@ class Enlarger:
         model: the decoder, in evaluation mode.
         runtime: where.
         tile: side in small pixels of the tiles that are enlarged one by one, in the memory of one; 0 enlarges the whole
-            at once. The result is the same to rounding.
+            at once. The result is the same to rounding. An autoencoder encodes the whole in any case.
         codec: of the small pictures, as it was trained with.
     """
 
@@ -105,25 +108,33 @@ class Enlarger:
         return self.model.config.factor
 
     @torch.no_grad()
-    def __call__(self, small: Tensor) -> Tensor:
+    def __call__(self, small: Tensor, poll: Poll = lambda: None) -> Tensor:
         """Enlarge (b, 3, h, w) in [-1, 1] to (b, 3, h factor, w factor), float32 on the CPU; not clamped.
 
-        Raises:
-            Refused: the autoencoder of the latents does not take pictures of this size.
+        For an autoencoder's latents pictures are continued by their border to sides that it takes.
         """
-        return self.decode(self.codec.posterior(self.runtime.batch(small))[0])
+        height, width = small.shape[2:]
+        below, right = (-side % self.codec.factor for side in (height, width))
+        whole = F.pad(small, (0, right, 0, below), mode="replicate")
+        large = self.decode(self.codec.posterior(self.runtime.batch(whole))[0], poll)
+        return large[:, :, : height * self.factor, : width * self.factor]
 
     @torch.no_grad()
-    def decode(self, given: Tensor) -> Tensor:
-        """Make large pictures of what the network takes: small ones, or latents; see ``FastDecoder.forward``."""
-        if not self.tile:
-            return self._pass(given)
-        positions = max(self.tile // self.codec.factor, 1)
-        return Tiling(positions, self.model.config.reach, blend=False)(
-            self._pass, given.float().cpu(), self.model.scale
-        )
+    def decode(self, given: Tensor, poll: Poll = lambda: None) -> Tensor:
+        """Make large pictures of what the network takes: small ones, or latents; see ``FastDecoder.forward``.
 
-    def _pass(self, given: Tensor) -> Tensor:
+        Args:
+            given: (b, c, h, w).
+            poll: called before every pass of the network; what it raises ends the work.
+        """
+        act = partial(self._pass, poll)
+        if not self.tile:
+            return act(given)
+        positions = max(self.tile // self.codec.factor, 1)
+        return Tiling(positions, self.model.config.reach, blend=False)(act, given.float().cpu(), self.model.scale)
+
+    def _pass(self, poll: Poll, given: Tensor) -> Tensor:
+        poll()
         with self.runtime.autocast():
             large: Tensor = self.model(self.runtime.batch(given))
         return large.float().cpu()

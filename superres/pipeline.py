@@ -24,6 +24,10 @@ class Upscaler(Protocol):
     @property
     def factor(self) -> int: ...
 
+    def within(self, chunk: int) -> "Upscaler":
+        """Give the same, with at most so many pictures in a pass of its network: there they fit into memory."""
+        ...
+
     def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:
         """Enlarge pictures.
 
@@ -55,12 +59,15 @@ class OnePass:
         """Side of a result / side of a picture."""
         return self.enlarge.factor
 
+    def within(self, chunk: int) -> "OnePass":
+        """Give itself, which takes one at a time."""
+        return self
+
     def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:
         """Enlarge pictures one by one; see ``Upscaler``."""
         enlarged = []
         for image in images.split(1):
-            poll()
-            enlarged.append(self.enlarge(image))
+            enlarged.append(self.enlarge(image, poll))
         return torch.cat(enlarged)
 
 
@@ -87,16 +94,21 @@ class Straight:
 
 
 def enlarged(
-    drawn: Iterable[Tensor], upscalers: Sequence[Upscaler], requests: Sequence[Request], seed: int, poll: Poll
+    drawn: Iterable[Tensor],
+    upscalers: Sequence[Upscaler],
+    requests: Sequence[Request],
+    seed: int,
+    chunk: int,
+    poll: Poll,
 ) -> Iterator[Tensor]:
     """Let pictures pass upscalers, each time as a file would hold them.
 
     Args:
         drawn: chunks of (k, 3, h, w), in the order of the requests, as ``Pipeline.draw`` gives them.
         upscalers: in the order in which they are passed; with none the chunks are given as they come.
-        requests, seed, poll: of the drawing.
+        requests, seed, chunk, poll: of the drawing; an upscaler that takes fewer than ``chunk`` at a time still does.
     """
-    done = 0
+    done, upscalers = 0, [upscaler.within(chunk) for upscaler in upscalers]
     for images in drawn:
         wanted, large = requests[done : done + len(images)], images
         for upscaler in upscalers:

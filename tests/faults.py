@@ -347,8 +347,9 @@ HEAVY = (
     "scipy.special",
     "torch._dynamo",  # what FSDP2 imports in its first step
     "torch.utils.tensorboard",
-    *(f"scripts.{name}" for name in ("average", "checkup", "evaluate", "prepare", "sample", "train", "upscale")),
+    *(f"scripts.{name}" for name in ("average", "evaluate", "prepare", "sample", "train", "upscale")),
     *(f"scripts.assembly.{name}" for name in ("assemble", "drawing", "enlarging", "upscaling", "warm_start")),
+    "scripts.preparation.checkup",
     *(f"scripts.benchmarks.{name}" for name in ("reference", "samplers")),
     *(f"scripts.evaluation.{name}" for name in ("heldout", "measure", "paired", "upscaling_lab", "vae_lab")),
     "scripts.interface.gallery",

@@ -167,7 +167,7 @@ def _load(folder: Path, config: PublishedConfig) -> Any:
     try:
         import diffusers
     except ModuleNotFoundError as error:
-        raise Refused("a published autoencoder needs diffusers: pip install 'wordbrush[diffusers]'") from error
+        raise Refused("a published autoencoder needs diffusers: pip install -e '.[diffusers]'") from error
     made = getattr(diffusers, config.found.kind)
     try:
         model, report = made.from_pretrained(

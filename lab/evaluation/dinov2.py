@@ -75,7 +75,7 @@ def _load(folder: Path) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise Refused(f"DINOv2 needs transformers ({error}): pip install 'wordbrush[transformers]'") from None
+        raise Refused(f"DINOv2 needs transformers ({error}): pip install -e '.[transformers]'") from None
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     try:

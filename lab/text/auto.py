@@ -102,9 +102,7 @@ def library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise Refused(
-            f"text.kind=auto and t5 need transformers ({error}): pip install 'wordbrush[transformers]'"
-        ) from None
+        raise Refused(f"text.kind=auto and t5 need transformers ({error}): pip install -e '.[transformers]'") from None
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers

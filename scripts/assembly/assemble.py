@@ -146,11 +146,17 @@ def _source(config: GrownConfig) -> Saved:
     """Read the weights that are grown: of a run that has begun, the very ones that it began with.
 
     Raises:
-        Refused: the source, or the checkpoint of it, is not there or not as it was.
+        Refused: the source, or the checkpoint of it, is not there or not as it was, or others of its weights are asked
+            for than were grown.
     """
     root, path = config.root, Path(config.source)
     if root is None:
         return saved.read(path, None, config.weights)
+    if config.weights != root.weights:
+        raise Refused(
+            f"stage.weights={config.weights}, but {root.weights} of {path} were grown: leave it out, or grow anew "
+            "(stage.root=null in another folder)"
+        )
     try:
         found = saved.read(path, root.checkpoint, root.weights)
     except Refused as error:
@@ -172,7 +178,10 @@ def _trunk(config: GrownConfig, runtime: Runtime) -> TextToImage:
     assert config.root is not None, "the source is found before the model is grown"
     with torch.device("cpu"):  # real weights, also where only the shapes of what is trained are asked for
         found = _source(config)
-        made = diffusion_stage(text_to_image(found.experiment, found.run.path), runtime)
+        try:
+            made = diffusion_stage(text_to_image(found.experiment, found.run.path), runtime)
+        except Refused as error:
+            raise Refused(f"{found.run.path}: {error}") from error  # whose own source, say, is not there
         found.fill(made.players)
         model = runtime.place(made.players["model"])
     assert isinstance(model, TextToImage)

@@ -16,7 +16,7 @@ from superres.cascade_pipeline import CascadePipeline
 from superres.cascade_stage import CascadeConfig, CascadeStage
 from superres.fast import Enlarger
 from superres.fast_stage import FastStageConfig
-from vae.codec import Codec
+from vae.codec import Codec, PixelsConfig
 
 
 def shape(found: Saved) -> FastStageConfig | CascadeConfig:
@@ -47,7 +47,8 @@ def build(found: Saved, tile: int = 0, codec: Codec | None = None) -> Enlarger:
     if not isinstance(config, FastStageConfig):
         raise Refused(f"{found.run.path} trains no fast decoder: name a run with stage.kind=fast")
     runtime = runtimes.start(found.experiment.runtime)
-    codec = codec or latent.codec(config.codec, runtime)
+    named = config.codec if isinstance(config.codec, PixelsConfig) else config.codec.model_copy(update={"cache": None})
+    codec = codec or latent.codec(named, runtime)  # without its cache, which is for what is trained on
     model = fast.build(config.decoder, codec, found.experiment.seed)
     weights = {name: value for name, value in found.weights.items() if name.startswith("model.")}
     if problems := snapshot.misfits(weights, {"model": model}):
@@ -89,6 +90,8 @@ def retold(found: Saved, sampling: dict[str, object], enlarging: dict[str, objec
             f"--{name} is for runs that draw from prompts or draw details, and {found.run.path} trains a fast decoder: "
             "leave it out"
         )
+    if sampling.get("variance") == "optimal":
+        raise Refused("--variance optimal is not measured for what draws details: take upper or lower")
     told = config.model_dump(mode="json")
     told["sampling"] = drawing.sampling(experiment, sampling).model_dump(mode="json")
     told["enlarging"] |= enlarging

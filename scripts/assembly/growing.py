@@ -16,7 +16,7 @@ def check(source: AnyExperiment, path: Path) -> None:
     """Make sure that a run is one that can be grown.
 
     Raises:
-        Refused: it draws nothing, draws latents, or was trained with noise that is not white.
+        Refused: it draws nothing, draws latents, is told of frames, or was trained with noise that is not white.
     """
     config = source.stage
     if not isinstance(config, TextToImageConfig):
@@ -28,6 +28,11 @@ def check(source: AnyExperiment, path: Path) -> None:
         raise Refused(
             f"stage.source={path} works on the latents of an autoencoder, and means of latents are no latents of "
             "smaller images: name a run on pixels (stage.codec.kind=pixels)"
+        )
+    if isinstance(config, DiffusionConfig) and config.frames:
+        raise Refused(
+            f"stage.source={path} is told which part of an original a picture shows (stage.frames=true), and nobody "
+            "would tell it that when it is grown: name a run without it"
         )
     if config.loss.offset_noise > 0:
         raise Refused(

@@ -25,11 +25,11 @@ from lab.data.loader import Batch, Loader
 from lab.rundir import RunDir
 from lab.text.concat import ConcatConfig
 from lab.training.stage import Stage
-from scripts import checkup
 from scripts.assembly import assemble, experiments
 from scripts.assembly.experiments import DiffusionExperiment
 from scripts.benchmarks import against_unet
 from scripts.benchmarks.timing import met
+from scripts.preparation import checkup
 
 BAR = 0.95
 PRESET = "configs/shapes.yaml"

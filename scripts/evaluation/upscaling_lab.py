@@ -21,13 +21,13 @@ from scripts.assembly.saved import Saved
 from scripts.evaluation import heldout, paired
 from scripts.evaluation.heldout import Pictures
 from scripts.evaluation.paired import Outcome, Poll
-from superres.cascade_pipeline import CascadePipeline, back_projected
+from superres.cascade_pipeline import CascadePipeline, EnlargingConfig, back_projected
 from superres.cascade_stage import CascadeConfig
 from superres.degrade import AnyDegradation, degrade
 
 FITTED = 256  # training pictures that the linear filter is fitted on
 SHOWN = 6  # pictures on the sheet
-PROJECTED = 8  # times that a cascade's result is brought back to its input
+PROJECTED = 8  # times that a cascade's result is brought back to its input, where its run names none
 
 Methods = dict[str, paired.Images]
 
@@ -74,6 +74,7 @@ def everything(
     figures = {
         "origin": dict(found.origin),
         "settings": enlarging.told(found),
+        **({"times_back_projected": _times(config.enlarging)} if isinstance(config, CascadeConfig) else {}),
         "pictures": {**pictures.facts, "degradation": config.degradation.model_dump(mode="json")},
         "methods": {name: made.figures() for name, made in outcomes.items()},
         "above": {name: best.above(made) for name, made in outcomes.items() if made is not best},
@@ -104,7 +105,7 @@ def _subject(found: Saved, pictures: Pictures, poll: Poll) -> Methods:
 def _drawing(cascade: CascadePipeline, pictures: Pictures, poll: Poll) -> Methods:
     """The methods of a cascade, the second of which takes up what the first has left; its time is its own alone."""
     free = replace(cascade, enlarging=cascade.enlarging.model_copy(update={"back_projection": 0}))
-    times = cascade.enlarging.back_projection or PROJECTED
+    times = _times(cascade.enlarging)
     requests = (Request(caption, number) for number, caption in enumerate(pictures.captions))
     drawn: list[Tensor] = []
 
@@ -113,6 +114,10 @@ def _drawing(cascade: CascadePipeline, pictures: Pictures, poll: Poll) -> Method
         return drawn[-1]
 
     return {"cascade": draw, "back-projected": lambda small: back_projected(drawn.pop(0), small, times)}
+
+
+def _times(enlarging: EnlargingConfig) -> int:
+    return enlarging.back_projection or PROJECTED
 
 
 def _small(pictures: Pictures, factor: int, degradation: AnyDegradation) -> Tensor:

@@ -5,13 +5,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from lab.errors import WordbrushError
+from lab.errors import OutOfMemory, WordbrushError
 from lab.training.signals import Stopped
 
 EXIT_CODES = (
-    "exit codes: 0 done, 1 out of memory, 2 refused, 65 bad data, 70 not finite, 74 disk, 75 a process was lost, "
-    "128 + n ended by signal n (the state is saved)"
+    "exit codes: 0 done, 1 out of memory or a check that failed, 2 refused, 65 bad data, 70 not finite, 74 disk, "
+    "75 a process was lost, 128 + n ended by signal n (the state is saved)"
 )
+
+REMEDY = "work on less at a time (--chunk, --tile), stop what else uses the device, or take one with more memory"
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
@@ -31,6 +33,12 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     except Stopped as end:
         print(end, file=sys.stderr)
         code = end.exit_code
+    except Exception as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        print(f"error: out of memory: {REMEDY}", file=sys.stderr)
+        code = OutOfMemory.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

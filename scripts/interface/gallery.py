@@ -183,7 +183,7 @@ def _chunks(
     def make(chunk: Sequence[Picture]) -> Tensor:
         requests = [picture.request for picture in chunk]
         drawn = pipeline.draw(requests, seed, sampling, inner)
-        (images,) = enlarged(drawn, trained.upscalers, requests, seed, inner)
+        (images,) = enlarged(drawn, trained.upscalers, requests, seed, sampling.chunk, inner)
         return to_uint8(images).contiguous()
 
     return world.deal(chunks, make, torch.empty(0, 3, height, width, dtype=torch.uint8), "the pictures", poll)

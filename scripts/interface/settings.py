@@ -17,12 +17,13 @@ NAMES = (
 TILE = 256  # side in pixels of a small picture of the tiles that are enlarged one by one, unless told otherwise
 
 
-def add_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+def add_flags(parser: argparse.ArgumentParser, *, several: bool = False, chunk: bool = True) -> None:
     """Add one flag for each setting of the sampler; one that is not given keeps the run's own value.
 
     Args:
         parser: of the script.
         several: whether several scales of guidance may be given, which then are a tuple.
+        chunk: whether pictures pass the network several at a time.
     """
     add = parser.add_argument_group("settings of the sampler (defaults: the run's own, stage.sampling)").add_argument
     add(
@@ -46,7 +47,8 @@ def add_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None
         help="spacings karras and logsnr: from which log-SNR to which, before the step to data",
     )
     add("--times", type=float, nargs="+", metavar="T", help="spacing given: all times, from 1 (noise) to 0 (data)")
-    add("--chunk", type=int, help="pictures per pass of the network; a part of the recipe")
+    if chunk:
+        add("--chunk", type=int, help="pictures per pass of the network; a part of the recipe")
 
 
 def scales(text: str) -> float | tuple[float, ...]:
@@ -93,4 +95,4 @@ def add_selection_flags(parser: argparse.ArgumentParser) -> None:
 
 def asked(options: argparse.Namespace) -> dict[str, object]:
     """Give the settings that were asked for, by their names in the configuration."""
-    return {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
+    return {name: value for name in NAMES if (value := getattr(options, name, None)) is not None}

@@ -138,7 +138,8 @@ class Selector:
         selections, pictures = self.draw(requests), []
         for request, found in zip(requests, selections, strict=True):
             best = [request._replace(number=number) for number in found.ranking[:num]]
-            (images,) = enlarged([found.images[:num]], self.trained.upscalers, best, self.seed, self.poll)
+            upscalers, chunk = self.trained.upscalers, self.sampling.chunk
+            (images,) = enlarged([found.images[:num]], upscalers, best, self.seed, chunk, self.poll)
             for rank, (asked, image) in enumerate(zip(best, images, strict=True)):
                 selected = {**plan, "rank": rank, "score": found.scores[asked.number][self.sampling.steps]}
                 pictures.append(Picture(asked, {**asked._asdict(), **shared, "selected": selected}))

@@ -126,4 +126,4 @@ def test_without_matplotlib_there_is_a_remedy_instead(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     chart.cache_clear()
     assert stage.charts() == {}
-    assert "pip install 'wordbrush[plots]'" in caplog.text
+    assert "pip install -e '.[plots]'" in caplog.text

@@ -158,6 +158,18 @@ def test_cmyk_and_exif_orientation(tmp_path: Path) -> None:
     assert read_image(tmp_path / "b.jpg").shape == (3, 3, 2)
 
 
+def test_what_32_bits_mean_is_not_guessed(tmp_path: Path) -> None:
+    for name, levels in (("int.tif", np.int32([[0, 70_000]])), ("float.tif", np.float32([[0, 1]]))):
+        Image.fromarray(levels).save(tmp_path / name)
+        with pytest.raises(BadData, match="32 bits a value"):
+            read_image(tmp_path / name)
+
+
+def test_lab_colours_are_no_greys(tmp_path: Path) -> None:
+    Image.new("LAB", (2, 2), (128, 80, 30)).save(tmp_path / "a.tif")
+    assert not read_layers(tmp_path / "a.tif").is_grey
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no such image"):
         read_image(tmp_path / "none.png")

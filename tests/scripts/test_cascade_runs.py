@@ -175,6 +175,11 @@ def test_other_settings_of_its_run_are_another_recipe(
         ("sample", ("a red circle",), "trains a cascade, which draws nothing from prompts"),
         ("doctor", (), "trains a cascade"),
         ("evaluate", ("--eta", 0.5, "--sampler", "heun", "--no-distances"), "eta does nothing with sampler heun"),
+        (
+            "evaluate",
+            ("--sampler", "ddpm", "--variance", "optimal", "--no-distances"),
+            "is not measured for what draws",
+        ),
         ("upscale", ("a.png", "--grain", 0.3, "--out", "new"), "enlarging.grain=0.3 is more than"),
         ("upscale", ("a.png", "--back-projection", -1, "--out", "new"), "back_projection"),
         ("upscale", ("a.png", "--spacing", "given", "--out", "new"), "times must decrease"),

@@ -13,8 +13,8 @@ from signal import SIGKILL
 import pytest
 
 from lab.text.weights import PACKAGES
-from scripts import checkup
 from scripts.assembly import experiments
+from scripts.preparation import checkup
 from tests.faults import ENVIRONMENT, ROOT, Scripts, signal_at
 from tests.lab.data.test_real_data import DATA
 from tests.lab.training.test_resume import differences, measured

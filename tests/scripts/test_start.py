@@ -3,10 +3,13 @@
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from scripts.interface import entry
 from tests.faults import ENVIRONMENT, ROOT, TINY, Scripts, in_good_order, wrong_loss
 
 SCRIPTS = ("prepare", "train", "sample", "evaluate", "average", "demo", "benchmark", "verify_resume")
@@ -35,7 +38,7 @@ def test_help_answers_at_once_and_teaches_by_example(name: str) -> None:
     assert seconds < 1
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count(f"python scripts/{name}.py") >= 2
-    assert "exit codes: 0 done, 1 out of memory, 2 refused" in done.stdout
+    assert "exit codes: 0 done, 1 out of memory or a check that failed, 2 refused" in done.stdout
 
 
 def test_a_misspelt_key_is_named_quickly(tmp_path: Path) -> None:
@@ -46,6 +49,19 @@ def test_a_misspelt_key_is_named_quickly(tmp_path: Path) -> None:
     assert seconds < limit
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: configs/shapes.yaml: train.stepz: unknown key (given 3); did you mean train.steps?\n"
+
+
+def test_a_lack_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no smaller chunk is tried by itself."""
+
+    def full(_: Sequence[str]) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    with pytest.raises(SystemExit) as end:
+        entry.run(full)
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: out of memory: work on less at a time (--chunk, --tile)")
 
 
 BARE = """

@@ -123,10 +123,15 @@ def test_what_cannot_be_enlarged_is_one_line(script: Scripts, run: Path, referen
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a-x2.png").write_text("mine")
+    (tmp_path / "sheet").mkdir()
+    (tmp_path / "sheet" / "a-x2-sheet.png").write_text("mine")
+    Image.fromarray(np.full((6, 9), 0.5, np.float32)).save(tmp_path / "float.tif")
     for model, words, code, answer in (
         (run, (tmp_path / "moving.gif",), 2, "has 2 frames: save the one that you want"),
         (run, (tmp_path / "text.png",), 65, "is not a readable image"),
-        (run, (tmp_path / "none.png",), 2, "no such image file"),
+        (run, (tmp_path / "float.tif",), 65, "has 32 bits a value"),
+        (run, (tmp_path / "b" / "a.jpg", tmp_path / "none.png", "--out", tmp_path / "new"), 2, "no such image file"),
+        (run, (tmp_path / "a.png", "--out", tmp_path / "sheet"), 2, "a-x2-sheet.png is there already"),
         (run, (tmp_path / "a.png",), 2, "a-x2.png is there already"),
         (run, (tmp_path / "a.png", tmp_path / "b" / "a.jpg", "--out", tmp_path / "new"), 2, "would both become"),
         (run, (tmp_path / "b" / "a.jpg", "--tile", -1, "--out", tmp_path / "new"), 2, "--tile -1"),
@@ -135,7 +140,15 @@ def test_what_cannot_be_enlarged_is_one_line(script: Scripts, run: Path, referen
         done = script("upscale", model, "--out", tmp_path / "out", *words)
         assert done.code == code, done.err
         assert answer in done.err.splitlines()[-1]
-    assert (tmp_path / "out" / "a-x2.png").read_text() == "mine"
+    assert (tmp_path / "out" / "a-x2.png").read_text() == (tmp_path / "sheet" / "a-x2-sheet.png").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+
+
+def test_several_processes_are_refused(script: Scripts, run: Path, tmp_path: Path) -> None:
+    picture("RGB").save(tmp_path / "a.png")
+    for done in script.together("upscale", run, tmp_path / "a.png", "--out", tmp_path / "out", faults=[[], []]):
+        assert done.code == 2
+        assert "leave torchrun out" in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

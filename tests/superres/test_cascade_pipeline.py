@@ -32,6 +32,15 @@ def test_a_picture_does_not_depend_on_what_came_with_it(guidance: float, tile: i
     assert torch.equal(enlarge(by, small.flip(0), requests[::-1]).flip(0), together)
 
 
+def test_where_memory_is_short_it_takes_fewer_at_a_time() -> None:
+    by, passes = pipeline(cascade(awake=True), chunk=8), list[int]()
+    by.model.denoiser.network.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    for chunk, taken in ((32, 8), (4, 4), (1, 1)):
+        passes.clear()
+        assert enlarge(by.within(chunk), drawn(3, 3, 4, 4)).isfinite().all()
+        assert set(passes) == {taken}
+
+
 def test_seed_number_prompt_and_negative_prompt_decide() -> None:
     by, small = pipeline(cascade(awake=True), guidance=2.0), drawn(1, 3, 8, 8)
     first = enlarge(by, small, [Request("a red circle")])

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from diffusion.text_to_image import TextToImage
 from lab.errors import Refused
 from lab.frozen import Frozen
 from lab.training.ema import Average
+from superres import decoder
 from superres.decoder import UpLevelsConfig, ask, doubled, pooled
 from superres.stage import GrownConfig, build
 
@@ -188,6 +190,24 @@ def test_what_is_grown_grows_again(source: Make, grow: Make) -> None:
     torch.testing.assert_close(pooled(pooled(whole.denoiser(x_t, TIMES, cond))), expected, rtol=1e-6, atol=1e-6)
     assert whole.denoiser.network.factor == 16
     assert not {id(p) for p in half.parameters()} & {id(p) for p in whole.parameters()}
+
+
+def test_what_is_frozen_keeps_no_graph_for_a_backward_pass(
+    source: Make, grow: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where new levels stand on new levels of before."""
+    model = grow(grow(source(schedule=Cosine(shift=1.0)), schedule=Cosine(shift=2.0)), schedule=Cosine(shift=4.0))
+    heard: list[bool] = []
+
+    def asked(*words: Any) -> tuple[Tensor, Tensor]:
+        x0_hat, features = ask(*words)
+        heard.extend((x0_hat.requires_grad, features.requires_grad))
+        return x0_hat, features
+
+    monkeypatch.setattr(decoder, "ask", asked)
+    output, _ = model(drawn(3, 3, 16, 16), TIMES, model.text.prepare(PROMPTS))
+    assert output.requires_grad
+    assert heard == 4 * [False]
 
 
 def test_two_levels_reach_single_pixels_and_a_third_is_refused(source: Make, grow: Make) -> None:

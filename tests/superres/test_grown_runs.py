@@ -135,6 +135,11 @@ def test_a_runs_own_configuration_is_held_against_its_source_again(
     done = script("train", grown / "config.yaml", "data.size=64", "--run", tmp_path / "run")
     assert done.code == 2
     assert "set data.size=32" in done.err.splitlines()[-1]
+    done = script("train", grown / "config.yaml", "stage.weights=raw", "--run", tmp_path / "run")
+    assert done.code == 2
+    assert "stage.weights=raw, but ema of " in done.err.splitlines()[-1]
+    done = script("train", grown / "config.yaml", "stage.weights=raw", "stage.root=null", "--run", tmp_path / "run")
+    assert done.code == 0, done.err
 
 
 def test_a_source_that_moved_or_trained_on_is_found_by_its_hash(script: Scripts, copied: Path, tmp_path: Path) -> None:
@@ -154,6 +159,18 @@ def test_a_source_that_moved_or_trained_on_is_found_by_its_hash(script: Scripts,
         assert done.code == 2
         assert "stage.source: " in done.err.splitlines()[-1]
         assert "no checkpoint" in done.err.splitlines()[-1]
+
+
+def test_a_missing_source_of_the_source_is_told_with_whose_it_is(script: Scripts, copied: Path, tmp_path: Path) -> None:
+    first = (preset(copied, 32, tmp_path / "first.yaml"), "train.steps=1", "--run", tmp_path / "first")
+    second = (preset(tmp_path / "first", 64, tmp_path / "second.yaml"), "train.steps=1", "--run", tmp_path / "second")
+    assert script("train", *first).code == 0
+    copied.rename(tmp_path / "moved")
+    done = script("train", *second)
+    assert done.code == 2
+    line = done.err.splitlines()[-1]
+    assert line.startswith(f"error: {tmp_path / 'first'}: stage.source: ")
+    assert "name its new place by stage.source=RUN" in line
 
 
 def test_a_source_that_was_changed_or_exchanged_is_refused(script: Scripts, copied: Path, tmp_path: Path) -> None:
@@ -209,9 +226,10 @@ LATENTS = {
     [
         ({"codec": LATENTS}, "means of latents are no latents of smaller images"),
         ({"loss": {"offset_noise": 0.1}}, "do not halve as they halve white noise"),
+        ({"frames": True}, "nobody would tell it that when it is grown"),
         (yaml.safe_load(TINY_VAE.read_text())["stage"], "trains an autoencoder, and only a denoiser grows"),
     ],
-    ids=["latents", "offset-noise", "vae"],
+    ids=["latents", "offset-noise", "frames", "vae"],
 )
 def test_a_source_of_another_kind_is_refused(
     script: Scripts, copied: Path, tmp_path: Path, change: dict[str, object], answer: str

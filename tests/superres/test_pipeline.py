@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
@@ -22,6 +23,10 @@ class Doubling:
     def __init__(self) -> None:
         self.heard: list[tuple[str, int]] = []
 
+    def within(self, chunk: int) -> Self:
+        self.chunk = chunk
+        return self
+
     def __call__(self, images: Tensor, requests: Sequence[Request], seed: int, poll: Poll) -> Tensor:
         poll()
         assert len(images) == len(requests)
@@ -34,16 +39,17 @@ def test_each_picture_passes_every_upscaler_with_its_own_request() -> None:
     drawn = from_uint8(torch.arange(3 * 3 * 2 * 2, dtype=torch.uint8).reshape(3, 3, 2, 2))
     polls: list[None] = []
     first, second = Doubling(), Doubling()
-    chunks = list(enlarged(iter(drawn.split(2)), (first, second), requests, 5, lambda: polls.append(None)))
+    chunks = list(enlarged(iter(drawn.split(2)), (first, second), requests, 5, 4, lambda: polls.append(None)))
     assert [tuple(chunk.shape) for chunk in chunks] == [(2, 3, 8, 8), (1, 3, 8, 8)]
     assert torch.equal(torch.cat(chunks)[:, :, ::4, ::4], drawn)
     assert first.heard == second.heard == [("a", 5), ("b", 5), ("c", 5)]
     assert len(polls) == 4
+    assert first.chunk == second.chunk == 4
 
 
 def test_without_upscalers_pictures_are_as_they_were_drawn() -> None:
     drawn = torch.rand(3, 3, 2, 2)
-    assert torch.equal(torch.cat(list(enlarged([drawn], (), [Request("a")] * 3, 0, lambda: None))), drawn)
+    assert torch.equal(torch.cat(list(enlarged([drawn], (), [Request("a")] * 3, 0, 4, lambda: None))), drawn)
 
 
 def test_a_run_that_makes_nothing_larger_is_refused(script: Scripts, reference: Path, tmp_path: Path) -> None:

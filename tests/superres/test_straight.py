@@ -70,6 +70,11 @@ def test_pictures_pass_the_encoder_and_tiles_are_the_whole() -> None:
     torch.testing.assert_close(whole(small), model(Blocks().posterior(small)[0]))
     tiled = Enlarger(model, CPU, tile=8, codec=Blocks())
     torch.testing.assert_close(tiled(small), whole(small), rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole(small[..., :-1]), whole(_continued(small[..., :-1]))[..., :-2])
+
+
+def _continued(images: Tensor) -> Tensor:
+    return torch.cat([images, images[..., -1:]], dim=3)
 
 
 def test_it_learns_to_decode_latents(tmp_path: Path) -> None:
