@@ -7,7 +7,7 @@ Looks for data out of range, latents off scale, signal at the last step, an aver
 that was not trained, text or word order that is not heard, samples without contrast; a loader that keeps the model
 waiting, gradients that jump, vanish or are always clipped, a loss that rises, updates left out, and pictures learned
 by heart. Every finding has a remedy; what is in order is listed too. Writes RUN/doctor.json, and changes nothing else
-of the run.
+of the run. Ends with 0 also where something was found: scripts read RUN/doctor.json.
 
 The doctor of data is another: scripts/prepare.py doctor PRESET.
 """

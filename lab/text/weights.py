@@ -47,7 +47,7 @@ def find(name: str, allow_download: bool) -> Path:
     if name in PACKAGES and not Path(name).is_dir():
         package = find_spec(PACKAGES[name])
         if package is None or package.origin is None:
-            raise Refused(f"text.pretrained={name}: its package is not installed: make minilm, or {REMEDY}")
+            raise Refused(f"text.pretrained={name}: its package is not installed: {REMEDY}")
         return Path(package.origin).parent / "model"
     return pretrained.find("text.pretrained", name, TOKENIZER, allow_download, REMEDY)
 

@@ -24,6 +24,7 @@ from scripts.evaluation.paired import Outcome, Poll
 from superres.cascade_pipeline import CascadePipeline, EnlargingConfig, back_projected
 from superres.cascade_stage import CascadeConfig
 from superres.degrade import AnyDegradation, degrade
+from superres.fast_stage import FastStageConfig
 
 FITTED = 256  # training pictures that the linear filter is fitted on
 SHOWN = 6  # pictures on the sheet
@@ -70,20 +71,20 @@ def everything(
     outcomes = {
         name: paired.outcome(name, each, small, pictures.images, measure, poll) for name, each in methods.items()
     }
-    best = next(iter(outcomes.values()))
+    own = _own(config, outcomes)
     figures = {
         "origin": dict(found.origin),
         "settings": enlarging.told(found),
         **({"times_back_projected": _times(config.enlarging)} if isinstance(config, CascadeConfig) else {}),
         "pictures": {**pictures.facts, "degradation": config.degradation.model_dump(mode="json")},
         "methods": {name: made.figures() for name, made in outcomes.items()},
-        "above": {name: best.above(made) for name, made in outcomes.items() if made is not best},
+        "above": {name: outcomes[own].above(made) for name, made in outcomes.items() if name != own},
         "seconds_per_picture": {name: made.seconds for name, made in outcomes.items()},
     }
     if extractor is not None:
         made = {name: each.images for name, each in outcomes.items()}
         figures["distances"] = paired.distances(made, pictures.images, extractor)
-    return figures, {"pairs": _sheet(small, outcomes, pictures)}
+    return figures, {"pairs": _sheet(small, outcomes, own, pictures)}
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -129,11 +130,17 @@ def _small(pictures: Pictures, factor: int, degradation: AnyDegradation) -> Tens
     return to_uint8(torch.cat(parts))
 
 
-def _sheet(small: Tensor, outcomes: Mapping[str, Outcome], pictures: Pictures) -> Image.Image:
+def _own(config: FastStageConfig | CascadeConfig, outcomes: Mapping[str, Outcome]) -> str:
+    """Which of the outcomes is what the run makes, as it is set."""
+    projects = isinstance(config, CascadeConfig) and config.enlarging.back_projection > 0
+    return "back-projected" if projects else next(iter(outcomes))
+
+
+def _sheet(small: Tensor, outcomes: Mapping[str, Outcome], own: str, pictures: Pictures) -> Image.Image:
     """What was given, as it is; bicubic, what the run makes of it, and the original."""
     factor = pictures.images.shape[-1] // small.shape[-1]
     given = small[:SHOWN].repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-    made = {name: outcomes[name].images[:SHOWN] for name in ("bicubic", next(iter(outcomes)))}
+    made = {name: outcomes[name].images[:SHOWN] for name in ("bicubic", own)}
     columns = {"given": given, **made, "original": pictures.images[:SHOWN]}
     images = from_uint8(torch.stack(list(columns.values()), dim=1).flatten(0, 1))
     return grid(images, [*columns] * len(given), columns=len(columns))

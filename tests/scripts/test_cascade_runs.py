@@ -13,6 +13,7 @@ from diffusion.pipeline import Request
 from lab.data.shapes import Shapes, ShapesConfig
 from lab.evaluation.pairs import psnr
 from lab.images import from_uint8, read_image, to_uint8
+from lab.resampling import bicubic
 from scripts.assembly import enlarging, saved
 from superres.cascade_pipeline import CascadePipeline, back_projected
 from superres.degrade import degrade
@@ -90,6 +91,9 @@ def test_figures_stand_beside_those_of_filters(script: Scripts, run: Path, tmp_p
     for name, made in (("cascade", drawn), ("back-projected", back_projected(drawn, small, 2))):
         expected = psnr(made, images).mean().item()
         assert figures["methods"][name]["psnr"]["value"] == pytest.approx(expected, rel=1e-5)
+    gain = psnr(back_projected(drawn, small, 2), images) - psnr(bicubic(small, (32, 32)), images)
+    assert figures["above"]["bicubic"]["psnr"]["value"] == pytest.approx(gain.mean().item(), abs=1e-3)
+    assert (figures["times_back_projected"], "cascade" in figures["above"]) == (2, True)
     consistency = [figures["methods"][name]["consistency"]["value"] for name in names[:2]]
     assert consistency[1] > consistency[0] + 3
     done = script(*words, "--steps", 1, "--json", tmp_path / "b.json")

@@ -84,7 +84,7 @@ def test_the_hub_is_asked_where_that_is_allowed(hub: Path, without_network: list
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match="its package is not installed: make minilm"):
+    with pytest.raises(Refused, match="its package is not installed: .* make minilm"):
         weights.find("minilm", allow_download=False)
 
 
