@@ -84,7 +84,7 @@ def test_the_hub_is_asked_where_that_is_allowed(hub: Path, without_network: list
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match="its package is not installed: .* make minilm"):
+    with pytest.raises(Refused, match=r"its package is not installed: .* make minilm"):
         weights.find("minilm", allow_download=False)
 
 
@@ -271,5 +271,5 @@ def test_without_the_library_the_remedy_is_told(
     monkeypatch.setitem(sys.modules, "transformers", None)
     tree = {**text, "pretrained": str(encoder_folder("bert")), "cache": None} if "pretrained" in text else text
     asked = parse({"parts": [tree, tree]}, ConcatConfig)
-    with pytest.raises(Refused, match=r"need transformers .*: pip install 'wordbrush\[transformers\]'"):
+    with pytest.raises(Refused, match=r"need transformers .*: pip install -e '.\[transformers\]'"):
         selection.build(selection.complete(asked, None, list, allow_download=False), CPU).prepare(["a"])
