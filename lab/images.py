@@ -24,17 +24,8 @@ from lab.storage import write_whole
 Shape = tuple[int, int]
 """Height and width in pixels."""
 
-_GREY = (
-    "1",
-    "L",
-    "LA",
-    "La",
-    "I",
-    "I;16",
-    "I;16L",
-    "I;16B",
-    "I;16N",
-)  # modes of PIL; "I" holds 16 bits where it is read
+# Modes of PIL; where "I" is read, it holds 16 bits.
+_GREY = frozenset(["1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"])
 _CAPTION_PX = 12
 _CAPTION_LINES = 6
 _GAP_PX = 8

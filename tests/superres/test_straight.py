@@ -22,7 +22,7 @@ from superres.pipeline import Straight
 from tests.faults import ROOT, TINY, TINY_VAE, Scripts
 from tests.stages import InDouble, trained
 from tests.superres.test_fast import drawn
-from vae.latent import LatentsConfig
+from vae.latent import Latents, LatentsConfig
 from vae.loss import psnr
 from vae.selection import identity
 
@@ -160,6 +160,14 @@ def test_a_picture_file_passes_the_encoder(script: Scripts, runs: dict[str, Path
     assert read_image(large).shape == (3, 32, 32)
     expected = enlarging.build(saved.read(runs["fast"]))(read_image(path)[None])[0]
     assert (to_uint8(read_image(large)).int() - to_uint8(expected).int()).abs().max() <= 1
+
+
+def test_pictures_of_others_do_not_enter_the_cache_of_the_training(runs: dict[str, Path], tmp_path: Path) -> None:
+    found = saved.read(runs["fast"])
+    stage = found.experiment.stage
+    codec = stage.codec.model_copy(update={"cache": str(tmp_path / "cache")})  # type: ignore[union-attr]
+    told = found.experiment.model_copy(update={"stage": stage.model_copy(update={"codec": codec})})
+    assert isinstance(enlarging.build(replace(found, experiment=told)).codec, Latents)
 
 
 def test_an_evaluation_lets_small_pictures_pass_the_encoder(
